@@ -1,0 +1,4 @@
+package control
+
+// Client is the server's end of the channel.
+type Client struct{}

@@ -1,0 +1,61 @@
+// Package control is the private channel between server and agent: messages
+// over a byte stream whose framing finds itself again after either end was
+// replaced (a restored guest, a restarted server). Nothing but init, freeze,
+// health and dialling of guest ports travels here; SDK traffic uses TCP 49983
+// (decisions.md 6). The package imports nothing but the standard library, so
+// that the agent stays small.
+package control
+
+import "time"
+
+// Init binds an identity to the agent. Until it has arrived, TCP 49983 answers
+// /health only. It may be sent again; the last one wins.
+type Init struct {
+	SandboxID  string `json:"sandboxID"`
+	TemplateID string `json:"templateID"`
+	BuildID    string `json:"buildID"`
+	Hostname   string `json:"hostname,omitempty"`
+	// AccessToken must accompany every request on TCP 49983; never empty.
+	AccessToken string            `json:"accessToken"`
+	EnvVars     map[string]string `json:"envVars,omitempty"`
+	// DefaultUser and DefaultWorkdir apply when a request names none; empty
+	// workdir means the user's home.
+	DefaultUser    string `json:"defaultUser"`
+	DefaultWorkdir string `json:"defaultWorkdir,omitempty"`
+	Limits         Limits `json:"limits"`
+	// CABundle is PEM to append to the guest's trust store; empty for none.
+	CABundle string `json:"caBundle,omitempty"`
+	// Now is the host's clock.
+	Now time.Time `json:"now"`
+	// Seed is fresh randomness for guests that were restored from a snapshot.
+	Seed []byte `json:"seed,omitempty"`
+}
+
+// Limits are what the agent enforces per command.
+type Limits struct {
+	// WallTime ends a command's process group; zero means none.
+	WallTime time.Duration `json:"wallTime"`
+	// OutputBytes ends a command that has written more to stdout and stderr
+	// (or its PTY) together; zero means none.
+	OutputBytes int64 `json:"outputBytes"`
+	// Processes is RLIMIT_NPROC of every command; zero means the box's own.
+	Processes int64 `json:"processes"`
+}
+
+// Event is something that the agent tells the server unasked.
+type Event struct {
+	// Type is "limit" (a command hit Limits) or "process" (start, end).
+	Type string `json:"type"`
+	// Limit is "wall_time", "output" or "processes" for Type "limit".
+	Limit string    `json:"limit,omitempty"`
+	PID   uint32    `json:"pid,omitempty"`
+	Cmd   string    `json:"cmd,omitempty"` // at most 256 bytes
+	At    time.Time `json:"at"`
+}
+
+// Health is the agent's answer to a health request.
+type Health struct {
+	Version   string `json:"version"`
+	Ready     bool   `json:"ready"` // Init has arrived
+	Processes int    `json:"processes"`
+}

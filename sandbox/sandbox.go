@@ -1,0 +1,150 @@
+// Package sandbox is the lifecycle of sandboxes: the record, its state table,
+// and the Manager that creates, times out, kills and recovers them over the
+// provider port. The wire formats live in api, SQL in store.
+package sandbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/secret"
+	"github.com/caisson-dev/caisson/snapshot"
+	"github.com/caisson-dev/caisson/template"
+)
+
+// ID names a sandbox: "i" and 20 characters of [a-z0-9].
+type ID string
+
+// State is where a sandbox stands in its life.
+type State string
+
+// The states. Pausing, Paused and Resuming belong to the table; nothing enters
+// them before pause is built.
+const (
+	Pending  State = "pending"
+	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
+	Killing  State = "killing"
+	Killed   State = "killed"
+	Failed   State = "failed"
+)
+
+// Sandbox is the record; what runs is a provider.Box.
+type Sandbox struct {
+	ID       ID
+	Team     identity.TeamID
+	Template template.ID
+	// Alias is the template's first name at creation.
+	Alias string
+	// Name is a label given by the CLI or Nexus; not unique, may be empty.
+	Name  string
+	Build template.BuildID
+	State State
+	// Reason says why the sandbox is Killed or Failed: "killed", "timeout",
+	// "oom", "crashed", "engine_lost", "orphaned", or an error text for Failed.
+	Reason    string
+	Node      string
+	Handle    provider.Handle
+	Network   Network
+	Egress    egress.Policy // effective: compiled from Network and server config
+	Resources provider.Resources
+	Parent    snapshot.ID
+	Metadata  map[string]string
+	CreatedAt time.Time
+	StartedAt time.Time
+	EndsAt    time.Time
+	EndedAt   time.Time
+	OnTimeout string // "kill"; "pause" is not built yet
+	Version   int64
+}
+
+// Network is the network configuration as the user gave it (E2B contract
+// §2.5); the egress part is compiled into Sandbox.Egress.
+type Network struct {
+	// AllowInternet is nil when not given; only false narrows (decisions.md 26).
+	AllowInternet *bool    `json:"allowInternet,omitempty"`
+	AllowOut      []string `json:"allowOut,omitempty"`
+	DenyOut       []string `json:"denyOut,omitempty"`
+	// PrivateTraffic, when true, requires the traffic token on every port but
+	// the agent's (allowPublicTraffic: false on the wire).
+	PrivateTraffic bool `json:"privateTraffic,omitempty"`
+	// MaskRequestHost replaces the Host header; "${PORT}" is the port.
+	MaskRequestHost string `json:"maskRequestHost,omitempty"`
+}
+
+// CreateRequest asks for a sandbox.
+type CreateRequest struct {
+	Template string // reference: name, name:tag or ID
+	Name     string
+	// Timeout is the life from when the sandbox runs; the caller applies its
+	// wire's default. 0 < Timeout <= Manager's maximum.
+	Timeout  time.Duration
+	Env      map[string]string
+	Metadata map[string]string
+	Network  Network
+	// Resources override the template's defaults; they may not exceed the
+	// server's maxima. Zero fields keep the default.
+	Resources provider.Resources
+}
+
+// Filter selects sandboxes for List.
+type Filter struct {
+	Team         identity.TeamID // "" means all, for the system only
+	States       []State         // empty means all but Killed and Failed
+	Metadata     map[string]string
+	Template     template.ID
+	StartedAfter time.Time // inclusive
+	Ascending    bool      // by StartedAt, ties by ID; default newest first
+	Limit        int       // 1..100
+	Cursor       string    // opaque, from the last call
+}
+
+// Store keeps sandbox records. Every write carries its audit event in the same
+// transaction. Implemented by package store, checked by store/storetest.
+type Store interface {
+	Insert(ctx context.Context, s Sandbox, ev audit.Event) error
+	Get(ctx context.Context, id ID) (Sandbox, error)
+	// List returns one page, the cursor of the next ("" at the end) and the
+	// number of Running records that match before paging.
+	List(ctx context.Context, f Filter) (page []Sandbox, next string, running int, err error)
+	// Mutate loads, applies fn, writes the row and the event in one
+	// transaction, retried on conflict. An error of fn aborts and is returned.
+	Mutate(ctx context.Context, id ID, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error)
+	// CountLive counts the team's Pending and Running records.
+	CountLive(ctx context.Context, team identity.TeamID) (int, error)
+	// Unfinished returns every record that is not Killed or Failed, for
+	// recovery.
+	Unfinished(ctx context.Context) ([]Sandbox, error)
+	// ClaimExpired leases due rows to one node, so that a cluster reaps each
+	// once.
+	ClaimExpired(ctx context.Context, node string, now time.Time, limit int) ([]Sandbox, error)
+	// NextDeadline is the earliest EndsAt of Running rows of the node; zero
+	// when there are none.
+	NextDeadline(ctx context.Context, node string) (time.Time, error)
+	// Prune deletes Killed and Failed rows that ended before t.
+	Prune(ctx context.Context, t time.Time) (int, error)
+}
+
+// Live is what the data plane needs of a running sandbox; it comes from
+// memory, without a query.
+type Live struct {
+	ID   ID
+	Team identity.TeamID
+	// AgentToken guards port 49983; TrafficToken the other ports when
+	// PrivateTraffic is set.
+	AgentToken      secret.Value
+	TrafficToken    secret.Value
+	PrivateTraffic  bool
+	MaskRequestHost string
+	// Gone is closed the moment the sandbox is marked gone, before its
+	// processes die: streams must then be broken, not ended (decisions.md 29).
+	Gone <-chan struct{}
+	// Route reaches a port inside.
+	Route func(ctx context.Context, port uint16) (provider.Route, error)
+}
