@@ -4,6 +4,8 @@ SHELL       := /bin/bash
 MAKEFLAGS   += --no-builtin-rules
 .DEFAULT_GOAL := help
 
+# A toolchain that scripts/deps.sh bootstrapped goes first.
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH)
 export CGO_ENABLED ?= 0
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
