@@ -1,0 +1,15 @@
+# Code from spec/*.proto. Tool versions are pinned here and equal those of the
+# runtime modules in go.mod.
+PROTOC_GEN_GO         := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_CONNECT_GO := connectrpc.com/connect/cmd/protoc-gen-connect-go@v1.21.1
+PROTO_TOOLS           := $(CURDIR)/.cache/proto-tools
+
+.PHONY: generate-proto
+generate-proto: ## generate gen/process and gen/filesystem (needs protoc)
+	mkdir -p $(PROTO_TOOLS)
+	GOBIN=$(PROTO_TOOLS) go install $(PROTOC_GEN_GO)
+	GOBIN=$(PROTO_TOOLS) go install $(PROTOC_GEN_CONNECT_GO)
+	PATH="$(PROTO_TOOLS):$$PATH" protoc -I spec \
+		--go_out=. --go_opt=module=github.com/caisson-dev/caisson \
+		--connect-go_out=. --connect-go_opt=module=github.com/caisson-dev/caisson \
+		spec/process.proto spec/filesystem.proto
