@@ -2,11 +2,39 @@
 // over a byte stream whose framing finds itself again after either end was
 // replaced (a restored guest, a restarted server). Nothing but init, freeze,
 // health and dialling of guest ports travels here; SDK traffic uses TCP 49983
-// (decisions.md 6). The package imports nothing but the standard library, so
-// that the agent stays small.
+// (decisions.md 6). Beside the standard library the package imports errdefs
+// only, so that the agent stays small.
+//
+// A Client is the server's end, a Server the agent's. Each Client has an epoch
+// of its own; the agent answers the newest epoch that greeted it and forgets
+// the one before, so no end ever has to see an EOF to know that its peer is
+// new. Neither end trusts the other with memory: frames, queues and the number
+// of outstanding requests are bounded.
 package control
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrRefused says that nothing in the guest listens on the dialled port,
+// neither on localhost nor on the box's own address.
+var ErrRefused = errors.New("connection refused in the guest")
+
+// ForwardPort is the TCP port on which the agent exchanges a Ticket for the
+// connection that Dial opened.
+const ForwardPort = 49982
+
+// AgentPort is the TCP port of the agent's public protocol.
+const AgentPort = 49983
+
+// TicketTTL is how long a Ticket is good for.
+const TicketTTL = 10 * time.Second
+
+// Ticket is a single-use right to one dialled connection. It must be the first
+// sixteen bytes sent on a connection to ForwardPort; what follows in both
+// directions belongs to the dialled connection.
+type Ticket [16]byte
 
 // Init binds an identity to the agent. Until it has arrived, TCP 49983 answers
 // /health only. It may be sent again; the last one wins.
@@ -19,7 +47,7 @@ type Init struct {
 	AccessToken string            `json:"accessToken"`
 	EnvVars     map[string]string `json:"envVars,omitempty"`
 	// DefaultUser and DefaultWorkdir apply when a request names none; empty
-	// workdir means the user's home.
+	// user means root, empty workdir the user's home.
 	DefaultUser    string `json:"defaultUser"`
 	DefaultWorkdir string `json:"defaultWorkdir,omitempty"`
 	Limits         Limits `json:"limits"`
@@ -42,12 +70,24 @@ type Limits struct {
 	Processes int64 `json:"processes"`
 }
 
+// Event types, and the values of Event.Limit.
+const (
+	EventLimit   = "limit"
+	EventProcess = "process"
+
+	LimitWallTime  = "wall_time"
+	LimitOutput    = "output"
+	LimitProcesses = "processes"
+)
+
 // Event is something that the agent tells the server unasked.
 type Event struct {
 	// Type is "limit" (a command hit Limits) or "process" (start, end).
 	Type string `json:"type"`
 	// Limit is "wall_time", "output" or "processes" for Type "limit".
-	Limit string    `json:"limit,omitempty"`
+	Limit string `json:"limit,omitempty"`
+	// Phase is "start" or "end" for Type "process".
+	Phase string    `json:"phase,omitempty"`
 	PID   uint32    `json:"pid,omitempty"`
 	Cmd   string    `json:"cmd,omitempty"` // at most 256 bytes
 	At    time.Time `json:"at"`
