@@ -1,0 +1,70 @@
+// Command bench measures Caisson against fork+exec, bubblewrap, runc and
+// Docker in one run and writes docs/benchmarks.md. Figures are medians of
+// interleaved rounds, so that a noisy machine disturbs every row alike.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	binary, data, rootfs, out, sdk string
+	rounds, idle, cycles           int
+	quick                          bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.binary, "caisson", "bin/caisson", "the binary under test")
+	flag.StringVar(&o.data, "data", "", "a data directory that `caisson init` prepared")
+	flag.StringVar(&o.rootfs, "rootfs", "", "an unpacked Debian tree for bubblewrap, runc and Docker")
+	flag.StringVar(&o.sdk, "sdk", "", "directory with the JavaScript SDK installed")
+	flag.StringVar(&o.out, "out", "docs/benchmarks.md", "report to write")
+	flag.IntVar(&o.rounds, "rounds", 30, "rounds of each interleaved measurement")
+	flag.IntVar(&o.idle, "idle", 100, "idle sandboxes for the memory figures")
+	flag.IntVar(&o.cycles, "cycles", 500, "create/exec/kill cycles of the leak check")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	started := time.Now()
+	srv, err := startServer(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer srv.stop()
+	r := newReport(o, started)
+
+	steps := []struct {
+		name string
+		run  func(context.Context, options, *server, *report) error
+	}{
+		{"start to first output", benchStart},
+		{"command in a running sandbox", benchExec},
+		{"commands through the JavaScript SDK", benchSDK},
+		{"files", benchFiles},
+		{"creates per second", benchRate},
+		{"idle sandboxes", benchIdle},
+		{"leaks", benchLeaks},
+	}
+	for _, s := range steps {
+		fmt.Fprintf(os.Stderr, "== %s (%.0fs)\n", s.name, time.Since(started).Seconds())
+		if err := s.run(ctx, o, srv, r); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return r.write()
+}
