@@ -13,3 +13,12 @@ generate-proto: ## generate gen/process and gen/filesystem (needs protoc)
 		--go_out=. --go_opt=module=github.com/caisson-dev/caisson \
 		--connect-go_out=. --connect-go_opt=module=github.com/caisson-dev/caisson \
 		spec/process.proto spec/filesystem.proto
+
+# Code from spec/*.yaml: the wire types and the routing of api/e2b and api/native.
+OAPI_CODEGEN := github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2
+
+.PHONY: generate-api
+generate-api: ## generate gen/e2bapi and gen/nativeapi
+	mkdir -p gen/e2bapi gen/nativeapi
+	$(GO) run $(OAPI_CODEGEN) -config spec/e2bapi.cfg.yaml spec/openapi.yaml
+	$(GO) run $(OAPI_CODEGEN) -config spec/nativeapi.cfg.yaml spec/native.yaml
