@@ -1,0 +1,154 @@
+// Package config holds every setting of an installation: one struct with its
+// defaults, filled from a YAML file, then CAISSON_* variables, then flags. It
+// also finds the connection settings of the command line. It is the only
+// package that reads the environment; anything may import it and should take
+// the sub-struct it needs.
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/caisson-dev/caisson/egress"
+)
+
+// Config is the whole configuration. Each leaf has a key, the tag names joined
+// by dots; its variable is CAISSON_ and the key in capitals with underscores.
+type Config struct {
+	Data          string        `key:"data" doc:"Directory that holds everything of this installation: database, seed, keys, templates, run files. For root it is /var/lib/caisson, otherwise caisson in the user's data directory."`
+	Listen        string        `key:"listen" doc:"Address and port of the one listener for API and sandbox traffic."`
+	PublicDomain  string        `key:"public_domain" doc:"Domain under which PORT-ID.DOMAIN reaches a sandbox port, with :PORT when it is not the scheme's own; returned to clients as domain. Empty means localhost and the listening port."`
+	Domains       []string      `key:"domains" doc:"Further domains whose sub-domains are routed to sandboxes. public_domain and .localhost always are."`
+	ShutdownGrace time.Duration `key:"shutdown_grace" doc:"How long requests in flight may go on after a stop signal. Sandboxes are not touched."`
+	Database      string        `key:"database" doc:"PostgreSQL URL. Empty means SQLite in the data directory."`
+
+	TLS       TLS       `key:"tls"`
+	Egress    Egress    `key:"egress"`
+	Limits    Limits    `key:"limits"`
+	Engine    Engine    `key:"engine"`
+	Template  Template  `key:"template"`
+	Rate      Rate      `key:"rate"`
+	Retention Retention `key:"retention"`
+	Log       Log       `key:"log"`
+	Metrics   Metrics   `key:"metrics"`
+}
+
+// TLS says how the listener is encrypted. The zero value is plain HTTP.
+type TLS struct {
+	Cert       string `key:"cert" doc:"PEM file with the certificate chain for DOMAIN and *.DOMAIN."`
+	Key        string `key:"key" doc:"PEM file with the private key of tls.cert."`
+	SelfSigned bool   `key:"self_signed" doc:"Make a certificate authority in the data directory and serve with a certificate of its own. Clients must trust the CA file that the server prints at start."`
+}
+
+// Enabled reports whether the listener speaks TLS.
+func (t TLS) Enabled() bool { return t.SelfSigned || t.Cert != "" }
+
+// Egress is what sandboxes may reach unless a request says otherwise, and the
+// most a request may ask for.
+type Egress struct {
+	Default      egress.Verdict    `key:"default" doc:"What happens to a destination that no rule names: allow or deny."`
+	Presets      []string          `key:"presets" doc:"Named sets of hosts that every sandbox may reach, for example pypi, npm, debian, github."`
+	Allow        []string          `key:"allow" doc:"Hosts, *.wildcards and CIDRs that every sandbox may reach, beside the presets."`
+	CeilingAllow []string          `key:"ceiling_allow" doc:"The widest a request may go: hosts, *.wildcards and CIDRs that allowOut can open. * means any public destination."`
+	CeilingDeny  []string          `key:"ceiling_deny" doc:"Hosts, *.wildcards and CIDRs that nothing can open."`
+	AllowPrivate []string          `key:"allow_private" doc:"Private, loopback or link-local CIDRs that policies may name. All others stay denied whatever a request says."`
+	Hosts        map[string]string `key:"hosts" doc:"Fixed addresses for names, as in a hosts file: name: address. An address in a private range must also be in egress.allow_private."`
+	Nameservers  []string          `key:"nameservers" doc:"Resolvers that the gateway asks, as ADDRESS or ADDRESS:PORT. Empty means the host's own."`
+}
+
+// Limits are the defaults of a sandbox and the most a request may ask for.
+// Templates can set their own defaults below the maxima.
+type Limits struct {
+	MemoryMiB        MiB           `key:"memory_mib" doc:"Memory of a sandbox."`
+	CPUs             int           `key:"cpus" doc:"Virtual CPUs of a sandbox, and its share of CPU time."`
+	DiskMiB          MiB           `key:"disk_mib" doc:"What a sandbox may write to its file system."`
+	Processes        int64         `key:"processes" doc:"Processes and threads per user in a sandbox."`
+	WallTime         time.Duration `key:"wall_time" doc:"Longest run of one command; 0 means no limit."`
+	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
+	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
+	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
+	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
+	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
+	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
+	Unenforced       []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
+}
+
+// Engine tunes the gVisor engine.
+type Engine struct {
+	Spawners int    `key:"spawners" doc:"Processes that start sandboxes, each one at a time; 0 means one for each CPU."`
+	Platform string `key:"platform" doc:"How gVisor intercepts system calls: systrap, ptrace or kvm."`
+	Rootless string `key:"rootless" doc:"Run without root: auto (when the server is not root), always or never."`
+}
+
+// Template says how templates are built.
+type Template struct {
+	DebianMirror string        `key:"debian_mirror" doc:"Debian archive for template builds. Empty means the sources that the host itself uses, else Debian's own."`
+	Suite        string        `key:"suite" doc:"Debian release of the base template."`
+	BuildTimeout time.Duration `key:"build_timeout" doc:"Longest build of a template."`
+}
+
+// Rate bounds requests. Zero turns a limit off.
+type Rate struct {
+	RequestsPerSecond int `key:"requests_per_second" doc:"API requests a second for each key; 0 means no limit."`
+	Burst             int `key:"burst" doc:"API requests a key may save up."`
+	CreatesPerSecond  int `key:"creates_per_second" doc:"Sandboxes a second that a team may create; 0 means no limit."`
+	CreateBurst       int `key:"create_burst" doc:"Creates a team may save up."`
+	FailuresPerMinute int `key:"failures_per_minute" doc:"Failed authentications a minute for each client address, before it is refused; 0 means no limit."`
+}
+
+// Retention says how long records are kept.
+type Retention struct {
+	Sandboxes time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
+	EgressLog time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`
+	EgressMax int           `key:"egress_max" doc:"Lines of the egress log kept for each sandbox; the oldest go first."`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `key:"level" doc:"Least level that is logged: debug, info, warn or error."`
+	Format string `key:"format" doc:"text, json, or auto: text on a terminal and json elsewhere."`
+}
+
+// Metrics says where Prometheus finds its figures.
+type Metrics struct {
+	Listen string `key:"listen" doc:"Separate address for GET /metrics. Empty means the main listener, which answers it to loopback clients only."`
+}
+
+// Defaults returns the configuration of an installation where nothing is set.
+// Only the data directory depends on who runs it and on env.
+func Defaults(env Environ) Config {
+	return Config{
+		Data:          defaultData(env),
+		Listen:        "127.0.0.1:3000",
+		ShutdownGrace: 10 * time.Second,
+		Egress: Egress{
+			Default:      egress.Deny,
+			CeilingAllow: []string{"*", "0.0.0.0/0"},
+		},
+		Limits: Limits{
+			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 1024,
+			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
+			SandboxesPerTeam: 200, MaxTimeout: 24 * time.Hour,
+			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768,
+		},
+		Engine:    Engine{Platform: "systrap", Rootless: "auto"},
+		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
+		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
+		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, EgressMax: 10000},
+		Log:       Log{Level: "info", Format: "auto"},
+	}
+}
+
+func defaultData(env Environ) string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/caisson"
+	}
+	if dir, ok := env.Lookup("XDG_DATA_HOME"); ok && filepath.IsAbs(dir) {
+		return filepath.Join(dir, "caisson")
+	}
+	if home, ok := env.Lookup("HOME"); ok && home != "" {
+		return filepath.Join(home, ".local", "share", "caisson")
+	}
+	return "/var/lib/caisson"
+}

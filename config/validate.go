@@ -1,0 +1,192 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caisson-dev/caisson/egress"
+)
+
+// check collects problems, each with its key and where the value came from.
+type check struct {
+	l        *Loaded
+	problems []error
+}
+
+func (c *check) fail(key, format string, args ...any) {
+	c.problems = append(c.problems, fmt.Errorf("%s: %s: %s", c.l.Source(key), key, fmt.Sprintf(format, args...)))
+}
+
+func (c *check) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		c.fail(key, "%q must be one of %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func (l *Loaded) validate() error {
+	c := &check{l: l}
+	cfg := l.Config
+	c.address("listen", cfg.Listen)
+	if cfg.Metrics.Listen != "" {
+		c.address("metrics.listen", cfg.Metrics.Listen)
+	}
+	if cfg.PublicDomain != "" {
+		c.domain("public_domain", cfg.PublicDomain)
+	}
+	for _, d := range cfg.Domains {
+		c.domain("domains", d)
+	}
+	c.tls(cfg.TLS)
+	c.egress(cfg.Egress)
+	c.limits(cfg.Limits)
+	c.oneOf("engine.platform", cfg.Engine.Platform, "systrap", "ptrace", "kvm")
+	c.oneOf("engine.rootless", cfg.Engine.Rootless, "auto", "always", "never")
+	if cfg.Engine.Spawners > 64 {
+		c.fail("engine.spawners", "%d is more than 64", cfg.Engine.Spawners)
+	}
+	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
+	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
+	if cfg.Database != "" && !strings.HasPrefix(cfg.Database, "postgres://") && !strings.HasPrefix(cfg.Database, "postgresql://") {
+		c.fail("database", "must be empty or begin with postgres://")
+	}
+	if m := cfg.Template.DebianMirror; m != "" {
+		if u, err := url.Parse(m); err != nil || u.Host == "" {
+			c.fail("template.debian_mirror", "must be a URL")
+		}
+	}
+	if !word.MatchString(cfg.Template.Suite) {
+		c.fail("template.suite", "%q is not the name of a Debian release", cfg.Template.Suite)
+	}
+	return errors.Join(c.problems...)
+}
+
+var (
+	word  = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
+	label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+)
+
+func (c *check) address(key, s string) {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		c.fail(key, "%q is not HOST:PORT", s)
+		return
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		c.fail(key, "%q is not a port number", port)
+	}
+}
+
+func (c *check) domain(key, s string) {
+	host, port, hasPort := strings.Cut(s, ":")
+	if n, err := strconv.Atoi(port); hasPort && (err != nil || n < 1 || n > 65535) {
+		c.fail(key, "%q has no valid port after the colon", s)
+	}
+	if !hostname(host) {
+		c.fail(key, "%q is not a domain name in lower case", s)
+	}
+}
+
+func hostname(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for l := range strings.SplitSeq(s, ".") {
+		if !label.MatchString(l) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *check) tls(t TLS) {
+	if (t.Cert == "") != (t.Key == "") {
+		c.fail("tls.cert", "tls.cert and tls.key go together; only one is set")
+	}
+	if t.SelfSigned && t.Cert != "" {
+		c.fail("tls.self_signed", "cannot be combined with tls.cert")
+	}
+}
+
+func (c *check) egress(e Egress) {
+	if e.Default != egress.Allow && e.Default != egress.Deny {
+		c.fail("egress.default", "%q must be one of allow, deny", e.Default)
+	}
+	for _, p := range e.Presets {
+		if !word.MatchString(p) {
+			c.fail("egress.presets", "%q is not the name of a preset", p)
+		}
+	}
+	for key, list := range map[string][]string{
+		"egress.allow": e.Allow, "egress.ceiling_allow": e.CeilingAllow, "egress.ceiling_deny": e.CeilingDeny,
+	} {
+		for _, s := range list {
+			if !destination(s) {
+				c.fail(key, "%q is not a host name, *.wildcard, address or CIDR", s)
+			}
+		}
+	}
+	for _, s := range e.AllowPrivate {
+		if _, err := netip.ParsePrefix(s); err != nil {
+			c.fail("egress.allow_private", "%q is not a CIDR", s)
+		}
+	}
+	for name, addr := range e.Hosts {
+		if _, err := netip.ParseAddr(addr); err != nil || !hostname(name) {
+			c.fail("egress.hosts", "%s: %s is not a lower-case name with an IP address", name, addr)
+		}
+	}
+	for _, s := range e.Nameservers {
+		_, err := netip.ParseAddr(s)
+		if _, err2 := netip.ParseAddrPort(s); err != nil && err2 != nil {
+			c.fail("egress.nameservers", "%q is not an IP address, with or without :PORT", s)
+		}
+	}
+}
+
+// destination accepts what a rule may name.
+func destination(s string) bool {
+	if s == "*" {
+		return true
+	}
+	if _, err := netip.ParsePrefix(s); err == nil {
+		return true
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	return hostname(strings.TrimPrefix(s, "*."))
+}
+
+func (c *check) limits(l Limits) {
+	c.within("limits.memory_mib", int64(l.MemoryMiB), 16, int64(l.MaxMemoryMiB), "limits.max_memory_mib")
+	c.within("limits.cpus", int64(l.CPUs), 1, int64(l.MaxCPUs), "limits.max_cpus")
+	c.within("limits.disk_mib", int64(l.DiskMiB), 1, int64(l.MaxDiskMiB), "limits.max_disk_mib")
+	if l.Processes < 16 {
+		c.fail("limits.processes", "%d is below 16, the fewest that a shell needs", l.Processes)
+	}
+	if l.MaxTimeout <= 0 {
+		c.fail("limits.max_timeout", "must be more than 0")
+	}
+	if l.SandboxesPerTeam < 1 {
+		c.fail("limits.sandboxes_per_team", "must be at least 1")
+	}
+	for _, u := range l.Unenforced {
+		c.oneOf("limits.unenforced", u, "memory", "cpu")
+	}
+}
+
+func (c *check) within(key string, v, least, most int64, mostKey string) {
+	if v < least {
+		c.fail(key, "%d is below %d", v, least)
+	}
+	if v > most {
+		c.fail(key, "%d is above %s, which is %d", v, mostKey, most)
+	}
+}
