@@ -302,14 +302,16 @@ type Flow struct {
 	BytesOut   int64 `json:"bytesOut,omitempty"`
 	DurationMs int64 `json:"durationMs,omitempty"`
 
-	// Host The name as the guest gave it; not trusted text.
-	Host   string   `json:"host,omitempty"`
-	Kind   FlowKind `json:"kind"`
-	Port   int      `json:"port,omitempty"`
-	Reason string   `json:"reason,omitempty"`
+	// Hint The rule that would allow it.
+	Hint string `json:"hint,omitempty"`
 
-	// Rule The deciding rule or built-in.
-	Rule    string      `json:"rule,omitempty"`
+	// Host The name as the guest gave it; not trusted text.
+	Host string   `json:"host,omitempty"`
+	Kind FlowKind `json:"kind"`
+	Port int      `json:"port,omitempty"`
+
+	// Reason What decided.
+	Reason  string      `json:"reason,omitempty"`
 	Seq     int64       `json:"seq"`
 	Verdict FlowVerdict `json:"verdict"`
 }
@@ -331,15 +333,16 @@ type Health struct {
 
 // Key defines model for Key.
 type Key struct {
-	CreatedAt  time.Time  `json:"createdAt"`
-	Id         string     `json:"id"`
-	LastUsedAt *time.Time `json:"lastUsedAt,omitempty"`
-	Name       string     `json:"name"`
+	CreatedAt time.Time `json:"createdAt"`
+	Id        string    `json:"id"`
 
-	// Prefix The first characters of the key.
-	Prefix    string     `json:"prefix,omitempty"`
-	RevokedAt *time.Time `json:"revokedAt,omitempty"`
-	Team      string     `json:"team"`
+	// LastUsedAt Exact to a minute.
+	LastUsedAt *time.Time `json:"lastUsedAt,omitempty"`
+
+	// Mask The first and last digits, to tell keys apart.
+	Mask string `json:"mask,omitempty"`
+	Name string `json:"name"`
+	Team string `json:"team"`
 }
 
 // Limits Defaults and maxima of this server; zero means no limit.
