@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
 // field returns a kB value of a /proc file such as meminfo or status.
@@ -27,25 +30,25 @@ func field(path, name string) (int64, error) {
 	return 0, fmt.Errorf("%s has no %s", path, name)
 }
 
-func benchIdle(ctx context.Context, o options, s *server, r *report) error {
+func benchIdle(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Idle sandboxes", fmt.Sprintf("%d sandboxes of `base`, each having run one command, left alone for 10 s. Memory of one: fall of the host's MemAvailable, divided.", o.idle))
 	before, err := field("/proc/meminfo", "MemAvailable")
 	if err != nil {
 		return err
 	}
-	var all []box
+	var all []testenv.Box
 	defer func() {
 		for _, b := range all {
-			_ = s.kill(context.WithoutCancel(ctx), b)
+			_ = s.Kill(context.WithoutCancel(ctx), b)
 		}
 	}()
 	for range o.idle {
-		b, err := s.create(ctx)
+		b, err := s.Create(ctx, nil)
 		if err != nil {
 			return err
 		}
 		all = append(all, b)
-		if _, _, err := s.exec(ctx, b, "/bin/true"); err != nil {
+		if _, err := s.Exec(ctx, b, "/bin/true"); err != nil {
 			return err
 		}
 	}
@@ -54,7 +57,7 @@ func benchIdle(ctx context.Context, o options, s *server, r *report) error {
 	if err != nil {
 		return err
 	}
-	rss, err := field(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), "VmRSS")
+	rss, err := field(fmt.Sprintf("/proc/%d/status", s.PID()), "VmRSS")
 	if err != nil {
 		return err
 	}
@@ -70,7 +73,7 @@ func benchIdle(ctx context.Context, o options, s *server, r *report) error {
 // census counts what a leak would raise.
 type census struct{ Processes, FDs, Mounts, Cgroups, Boxes, Goroutines int }
 
-func (s *server) census() (census, error) {
+func count(s *testenv.Server) (census, error) {
 	var c census
 	procs, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -82,7 +85,7 @@ func (s *server) census() (census, error) {
 			c.Processes++
 		}
 	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.PID()))
 	if err != nil {
 		return c, err
 	}
@@ -105,17 +108,17 @@ func (s *server) census() (census, error) {
 			c.Cgroups += n
 		}
 	}
-	boxes, err := filepath.Glob(filepath.Join(s.data, "boxes", "*"))
+	boxes, err := filepath.Glob(filepath.Join(s.Data, "boxes", "*"))
 	if err != nil {
 		return c, err
 	}
 	c.Boxes = len(boxes)
-	c.Goroutines, err = s.goroutines()
+	c.Goroutines, err = goroutines(s)
 	return c, err
 }
 
-func (s *server) goroutines() (int, error) {
-	resp, err := s.http.Get(s.url + "/metrics")
+func goroutines(s *testenv.Server) (int, error) {
+	resp, err := http.Get(s.URL + "/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -129,17 +132,17 @@ func (s *server) goroutines() (int, error) {
 	return 0, fmt.Errorf("/metrics has no go_goroutines")
 }
 
-func benchLeaks(ctx context.Context, o options, s *server, r *report) error {
+func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Leaks", fmt.Sprintf("%d cycles of create, one command, kill; counts before and after, 5 s apart from the last kill.", o.cycles))
 	cycle := func() error {
-		b, err := s.create(ctx)
+		b, err := s.Create(ctx, nil)
 		if err != nil {
 			return err
 		}
-		if _, _, err := s.exec(ctx, b, "/bin/true"); err != nil {
+		if _, err := s.Exec(ctx, b, "/bin/true"); err != nil {
 			return err
 		}
-		return s.kill(ctx, b)
+		return s.Kill(ctx, b)
 	}
 	for range 20 {
 		if err := cycle(); err != nil {
@@ -147,7 +150,7 @@ func benchLeaks(ctx context.Context, o options, s *server, r *report) error {
 		}
 	}
 	time.Sleep(5 * time.Second)
-	before, err := s.census()
+	before, err := count(s)
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func benchLeaks(ctx context.Context, o options, s *server, r *report) error {
 		}
 	}
 	time.Sleep(5 * time.Second)
-	after, err := s.census()
+	after, err := count(s)
 	if err != nil {
 		return err
 	}

@@ -11,12 +11,13 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
 type options struct {
 	binary, data, rootfs, out, sdk string
 	rounds, idle, cycles           int
-	quick                          bool
 }
 
 func main() {
@@ -41,16 +42,20 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	started := time.Now()
-	srv, err := startServer(ctx, o)
+	srv, err := testenv.Start(ctx, testenv.Options{
+		Binary: o.binary, Data: o.data, Args: []string{"--destroy-on-exit"},
+		// What is measured is the engine, not the guards against a flood.
+		Env: []string{"CAISSON_LIMITS_SANDBOXES_PER_TEAM=1000", "CAISSON_RATE_REQUESTS_PER_SECOND=0", "CAISSON_RATE_CREATES_PER_SECOND=0"},
+	})
 	if err != nil {
 		return err
 	}
-	defer srv.stop()
+	defer srv.Stop()
 	r := newReport(o, started)
 
 	steps := []struct {
 		name string
-		run  func(context.Context, options, *server, *report) error
+		run  func(context.Context, options, *testenv.Server, *report) error
 	}{
 		{"start to first output", benchStart},
 		{"command in a running sandbox", benchExec},

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
 // contender starts something that prints one line and returns the time until
@@ -43,7 +45,7 @@ func firstLine(ctx context.Context, name string, args ...string) (time.Duration,
 	return took, err
 }
 
-func contenders(ctx context.Context, o options, s *server, dock *docker, r *report) []contender {
+func contenders(ctx context.Context, o options, s *testenv.Server, dock *docker, r *report) []contender {
 	all := []contender{
 		{"fork+exec on the host", func(ctx context.Context) (time.Duration, error) { return firstLine(ctx, "/bin/echo", "hi") }},
 	}
@@ -72,20 +74,20 @@ func contenders(ctx context.Context, o options, s *server, dock *docker, r *repo
 	}
 	return append(all, contender{"Caisson, cold", func(ctx context.Context) (time.Duration, error) {
 		start := time.Now()
-		b, err := s.create(ctx)
+		b, err := s.Create(ctx, nil)
 		if err != nil {
 			return 0, err
 		}
 		created := time.Since(start)
-		first, out, err := s.exec(ctx, b, "/bin/echo", "hi")
-		if err == nil && out != "hi\n" {
-			err = fmt.Errorf("printed %q", out)
+		res, err := s.Exec(ctx, b, "/bin/echo", "hi")
+		if err == nil && res.Stdout != "hi\n" {
+			err = fmt.Errorf("printed %q", res.Stdout)
 		}
-		return created + first, errors.Join(err, s.kill(ctx, b))
+		return created + res.First, errors.Join(err, s.Kill(ctx, b))
 	}})
 }
 
-func benchStart(ctx context.Context, o options, s *server, r *report) error {
+func benchStart(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Start to first output", "A new sandbox (or process, container) each time, running `/bin/echo hi`; time until the first output byte is in the caller's hands. "+
 		"Caisson: raw HTTP, `POST /v2/sandboxes` then `process.Process/Start`, no warm pool.")
 	dock, err := startDocker(ctx, o)

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
-func benchExec(ctx context.Context, o options, s *server, r *report) error {
+func benchExec(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("A command in a running sandbox", "Raw HTTP on a kept-alive connection; the whole stream until its end frame. The host's column is fork+exec of the same program there.")
-	b, err := s.create(ctx)
+	b, err := s.Create(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -26,7 +28,7 @@ func benchExec(ctx context.Context, o options, s *server, r *report) error {
 		var in, host sample
 		for i := range o.rounds + 3 {
 			start := time.Now()
-			if _, _, err := s.exec(ctx, b, argv...); err != nil {
+			if _, err := s.Exec(ctx, b, argv...); err != nil {
 				return err
 			}
 			took := time.Since(start)
@@ -41,11 +43,11 @@ func benchExec(ctx context.Context, o options, s *server, r *report) error {
 		}
 		r.row(fmt.Sprintf("`%v`", argv), ms(in.quantile(0)), ms(in.median()), ms(in.quantile(0.95)), ms(host.median()))
 	}
-	return s.kill(ctx, b)
+	return s.Kill(ctx, b)
 }
 
 // benchSDK runs a program on the published JavaScript SDK and reads its JSON.
-func benchSDK(ctx context.Context, o options, s *server, r *report) error {
+func benchSDK(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Through the JavaScript SDK", "The unmodified published `e2b` package on loopback: `commands.run('true')` in one sandbox, n=200.")
 	if o.sdk == "" {
 		r.note("The SDK is not installed: left out")
@@ -58,7 +60,7 @@ func benchSDK(ctx context.Context, o options, s *server, r *report) error {
 	cmd := exec.CommandContext(ctx, "node", script)
 	cmd.Dir = o.sdk
 	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), "E2B_API_KEY="+s.key, "E2B_API_URL="+s.url, "E2B_SANDBOX_URL="+s.url, "CAISSON_BENCH_SDK="+o.sdk)
+	cmd.Env = append(os.Environ(), "E2B_API_KEY="+s.Key, "E2B_API_URL="+s.URL, "E2B_SANDBOX_URL="+s.URL, "CAISSON_BENCH_SDK="+o.sdk)
 	out, err := cmd.Output()
 	if err != nil {
 		return err
@@ -92,9 +94,9 @@ func (z *repeated) Read(p []byte) (int, error) {
 	return int(k), nil
 }
 
-func benchFiles(ctx context.Context, o options, s *server, r *report) error {
+func benchFiles(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Files", "`POST` and `GET /files` over raw HTTP; small files: time of one request, large: throughput of one stream.")
-	b, err := s.create(ctx)
+	b, err := s.Create(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func benchFiles(ctx context.Context, o options, s *server, r *report) error {
 		var up, down sample
 		for range c.rounds {
 			start := time.Now()
-			resp, err := s.agent(ctx, b, http.MethodPost, "/files?path=/home/user/bench.bin&username=user", "application/octet-stream", &repeated{c.size})
+			resp, err := s.Agent(ctx, b, http.MethodPost, "/files?path=/home/user/bench.bin&username=user", "application/octet-stream", &repeated{c.size})
 			if err != nil {
 				return err
 			}
@@ -119,7 +121,7 @@ func benchFiles(ctx context.Context, o options, s *server, r *report) error {
 			}
 			up = append(up, time.Since(start))
 			start = time.Now()
-			if resp, err = s.agent(ctx, b, http.MethodGet, "/files?path=/home/user/bench.bin&username=user", "", nil); err != nil {
+			if resp, err = s.Agent(ctx, b, http.MethodGet, "/files?path=/home/user/bench.bin&username=user", "", nil); err != nil {
 				return err
 			}
 			n, err := io.Copy(io.Discard, resp.Body)
@@ -138,10 +140,10 @@ func benchFiles(ctx context.Context, o options, s *server, r *report) error {
 		r.row(c.name, fmt.Sprintf("%.0f", rate(up.median())), fmt.Sprintf("%.0f", downMB), "MB/s")
 	}
 	r.check("file download", downMB >= 300, fmt.Sprintf("%.0f MB/s", downMB), "≥ 300 MB/s")
-	return s.kill(ctx, b)
+	return s.Kill(ctx, b)
 }
 
-func benchRate(ctx context.Context, _ options, s *server, r *report) error {
+func benchRate(ctx context.Context, _ options, s *testenv.Server, r *report) error {
 	r.section("Creates per second", "Create and kill, no warm pool.")
 	r.table("concurrency", "creates/s", "median create", "p95")
 	for _, workers := range []int{1, 8} {
@@ -157,10 +159,10 @@ func benchRate(ctx context.Context, _ options, s *server, r *report) error {
 			wg.Go(func() {
 				for range each / workers {
 					t := time.Now()
-					b, err := s.create(ctx)
+					b, err := s.Create(ctx, nil)
 					took := time.Since(t)
 					if err == nil {
-						err = s.kill(ctx, b)
+						err = s.Kill(ctx, b)
 					}
 					mu.Lock()
 					all = append(all, took)
