@@ -69,7 +69,7 @@ func (s *Store) collect(c *Collected, e fs.DirEntry, kept map[string]bool, limit
 		if _, err := os.Lstat(s.path(h, imageSuffix)); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return os.Remove(path)
+		return remove(path)
 	}
 	h, ok := strings.CutSuffix(e.Name(), imageSuffix)
 	if !ok || !isHex(h) || kept[h] {
@@ -84,7 +84,12 @@ func (s *Store) collect(c *Collected, e fs.DirEntry, kept map[string]bool, limit
 	}
 	c.Images = append(c.Images, Rootfs{Digest: digestPrefix + h, Path: path, SizeBytes: st.Size()})
 	c.FreedBytes += st.Size()
-	if err := os.Remove(s.path(h, notesSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return remove(s.path(h, notesSuffix))
+}
+
+// remove removes a file that may be gone already.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
