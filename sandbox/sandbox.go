@@ -108,13 +108,21 @@ type Filter struct {
 // Store keeps sandbox records. Every write carries its audit event in the same
 // transaction. Implemented by package store, checked by store/storetest.
 type Store interface {
-	Insert(ctx context.Context, s Sandbox, ev audit.Event) error
+	// Insert adds a Pending record. When the team already has as many live
+	// sandboxes (Pending, Running, Resuming) as it may, nothing is written and
+	// the error is errdefs.ErrResourceExhausted. The limit is the team's own,
+	// else maxLive; zero means none. Counting and inserting are one step, so
+	// concurrent calls cannot overshoot.
+	Insert(ctx context.Context, s Sandbox, maxLive int, ev audit.Event) error
+	// Get is errdefs.ErrNotFound for unknown ids.
 	Get(ctx context.Context, id ID) (Sandbox, error)
 	// List returns one page, the cursor of the next ("" at the end) and the
 	// number of Running records that match before paging.
 	List(ctx context.Context, f Filter) (page []Sandbox, next string, running int, err error)
 	// Mutate loads, applies fn, writes the row and the event in one
-	// transaction, retried on conflict. An error of fn aborts and is returned.
+	// transaction, retried on conflict, so fn must have no side effects. An
+	// error of fn aborts and is returned. A change of State that the table
+	// does not know is errdefs.ErrFailedPrecondition.
 	Mutate(ctx context.Context, id ID, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error)
 	// CountLive counts the team's Pending and Running records.
 	CountLive(ctx context.Context, team identity.TeamID) (int, error)
@@ -129,6 +137,8 @@ type Store interface {
 	NextDeadline(ctx context.Context, node string) (time.Time, error)
 	// Prune deletes Killed and Failed rows that ended before t.
 	Prune(ctx context.Context, t time.Time) (int, error)
+	// Record writes an audit event that changes no record.
+	Record(ctx context.Context, ev audit.Event) error
 }
 
 // Live is what the data plane needs of a running sandbox; it comes from

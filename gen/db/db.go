@@ -189,11 +189,11 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.setTeamLimitStmt, err = db.PrepareContext(ctx, setTeamLimit); err != nil {
 		return nil, fmt.Errorf("error preparing query SetTeamLimit: %w", err)
 	}
+	if q.templateByIDStmt, err = db.PrepareContext(ctx, templateByID); err != nil {
+		return nil, fmt.Errorf("error preparing query TemplateByID: %w", err)
+	}
 	if q.templateByNameStmt, err = db.PrepareContext(ctx, templateByName); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateByName: %w", err)
-	}
-	if q.templateCurrentStmt, err = db.PrepareContext(ctx, templateCurrent); err != nil {
-		return nil, fmt.Errorf("error preparing query TemplateCurrent: %w", err)
 	}
 	if q.templateNamesStmt, err = db.PrepareContext(ctx, templateNames); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateNames: %w", err)
@@ -490,14 +490,14 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing setTeamLimitStmt: %w", cerr)
 		}
 	}
+	if q.templateByIDStmt != nil {
+		if cerr := q.templateByIDStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing templateByIDStmt: %w", cerr)
+		}
+	}
 	if q.templateByNameStmt != nil {
 		if cerr := q.templateByNameStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing templateByNameStmt: %w", cerr)
-		}
-	}
-	if q.templateCurrentStmt != nil {
-		if cerr := q.templateCurrentStmt.Close(); cerr != nil {
-			err = fmt.Errorf("error closing templateCurrentStmt: %w", cerr)
 		}
 	}
 	if q.templateNamesStmt != nil {
@@ -619,8 +619,8 @@ type Queries struct {
 	rootfsDigestsStmt           *sql.Stmt
 	runningMetadataStmt         *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
+	templateByIDStmt            *sql.Stmt
 	templateByNameStmt          *sql.Stmt
-	templateCurrentStmt         *sql.Stmt
 	templateNamesStmt           *sql.Stmt
 	touchKeyStmt                *sql.Stmt
 	trimRecordsStmt             *sql.Stmt
@@ -687,8 +687,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		rootfsDigestsStmt:           q.rootfsDigestsStmt,
 		runningMetadataStmt:         q.runningMetadataStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
+		templateByIDStmt:            q.templateByIDStmt,
 		templateByNameStmt:          q.templateByNameStmt,
-		templateCurrentStmt:         q.templateCurrentStmt,
 		templateNamesStmt:           q.templateNamesStmt,
 		touchKeyStmt:                q.touchKeyStmt,
 		trimRecordsStmt:             q.trimRecordsStmt,

@@ -231,7 +231,7 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) er
 	return err
 }
 
-const leaseSandbox = `-- name: LeaseSandbox :one
+const leaseSandbox = `-- name: LeaseSandbox :many
 UPDATE sandboxes SET lease_node = $1, leased_until = $2
 WHERE id = $3 AND state = 'running' AND ends_at <= $4
   AND (lease_node = $1 OR leased_until <= $4)
@@ -245,41 +245,57 @@ type LeaseSandboxParams struct {
 	Due         int64
 }
 
-func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) (Sandbox, error) {
-	row := q.queryRow(ctx, q.leaseSandboxStmt, leaseSandbox,
+func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]Sandbox, error) {
+	rows, err := q.query(ctx, q.leaseSandboxStmt, leaseSandbox,
 		arg.Node,
 		arg.LeasedUntil,
 		arg.ID,
 		arg.Due,
 	)
-	var i Sandbox
-	err := row.Scan(
-		&i.ID,
-		&i.TeamID,
-		&i.TemplateID,
-		&i.Alias,
-		&i.Name,
-		&i.BuildID,
-		&i.State,
-		&i.Reason,
-		&i.Node,
-		&i.Handle,
-		&i.Network,
-		&i.Egress,
-		&i.Resources,
-		&i.Parent,
-		&i.Metadata,
-		&i.CreatedAt,
-		&i.StartedAt,
-		&i.EndsAt,
-		&i.EndedAt,
-		&i.ListedAt,
-		&i.OnTimeout,
-		&i.LeaseNode,
-		&i.LeasedUntil,
-		&i.Version,
-	)
-	return i, err
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Sandbox
+	for rows.Next() {
+		var i Sandbox
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.TemplateID,
+			&i.Alias,
+			&i.Name,
+			&i.BuildID,
+			&i.State,
+			&i.Reason,
+			&i.Node,
+			&i.Handle,
+			&i.Network,
+			&i.Egress,
+			&i.Resources,
+			&i.Parent,
+			&i.Metadata,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.EndsAt,
+			&i.EndedAt,
+			&i.ListedAt,
+			&i.OnTimeout,
+			&i.LeaseNode,
+			&i.LeasedUntil,
+			&i.Version,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const listSandboxesAscending = `-- name: ListSandboxesAscending :many

@@ -347,6 +347,40 @@ func (q *Queries) RootfsDigests(ctx context.Context) ([]string, error) {
 	return items, nil
 }
 
+const templateByID = `-- name: TemplateByID :many
+SELECT id, team_id, public, current, created_at, updated_at FROM templates WHERE id = $1
+`
+
+func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, error) {
+	rows, err := q.query(ctx, q.templateByIDStmt, templateByID, id)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Template
+	for rows.Next() {
+		var i Template
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.Public,
+			&i.Current,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const templateByName = `-- name: TemplateByName :one
 SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at FROM templates
 JOIN template_names ON template_names.template_id = templates.id
@@ -370,39 +404,6 @@ func (q *Queries) TemplateByName(ctx context.Context, arg TemplateByNameParams) 
 		&i.UpdatedAt,
 	)
 	return i, err
-}
-
-const templateCurrent = `-- name: TemplateCurrent :many
-SELECT team_id, current, created_at FROM templates WHERE id = $1
-`
-
-type TemplateCurrentRow struct {
-	TeamID    string
-	Current   string
-	CreatedAt int64
-}
-
-func (q *Queries) TemplateCurrent(ctx context.Context, id string) ([]TemplateCurrentRow, error) {
-	rows, err := q.query(ctx, q.templateCurrentStmt, templateCurrent, id)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []TemplateCurrentRow
-	for rows.Next() {
-		var i TemplateCurrentRow
-		if err := rows.Scan(&i.TeamID, &i.Current, &i.CreatedAt); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
 }
 
 const templateNames = `-- name: TemplateNames :many

@@ -69,7 +69,7 @@ WHERE state = 'running' AND ends_at <= @due AND (lease_node = @node OR leased_un
 ORDER BY ends_at, id
 LIMIT @max_rows;
 
--- name: LeaseSandbox :one
+-- name: LeaseSandbox :many
 UPDATE sandboxes SET lease_node = @node, leased_until = @leased_until
 WHERE id = @id AND state = 'running' AND ends_at <= @due
   AND (lease_node = @node OR leased_until <= @due)

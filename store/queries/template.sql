@@ -4,8 +4,8 @@ VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (id) DO UPDATE SET
     public = excluded.public, current = excluded.current, updated_at = excluded.updated_at;
 
--- name: TemplateCurrent :many
-SELECT team_id, current, created_at FROM templates WHERE id = $1;
+-- name: TemplateByID :many
+SELECT * FROM templates WHERE id = $1;
 
 -- name: GetTemplate :one
 SELECT * FROM templates WHERE id = @id AND (team_id = @team_id OR public = 1 OR @team_id = '');
