@@ -19,7 +19,7 @@ test('a shell on a terminal', async (t) => {
   await type('echo answer=$((40+2)) tty=$(tty) term=$TERM lang=$LANG lc=$LC_ALL\n');
   await terminal.shows(/answer=42 tty=\/dev\/pts\/\d+ term=xterm-256color lang=C\.UTF-8 lc=C\.UTF-8/);
   await type('whoami; pwd\n');
-  await terminal.shows(/\r\nuser\r\n\/home\/user\r\n/);
+  await terminal.shows(/[\r\n]user\r\n\/home\/user\r\n/);
   await type('exit\n');
   assert.equal((await handle.wait()).exitCode, 0);
 });
@@ -45,11 +45,13 @@ test('control characters: interrupt and end of file', async (t) => {
   const box = await sandbox(t);
   const { terminal, handle, type } = await shell(box);
   await type('echo started; sleep 50; echo "code=$?"\n');
-  await terminal.shows(/\r\nstarted\r\n/);
+  await terminal.shows(/[\r\n]started\r\n/);
   await type('\x03');
   await type('echo after=$((1+1))\n');
   await terminal.shows(/after=2/);
-  await type('cat\n');
+  // Not before the shell has given the terminal away.
+  await type('echo ready=$((3+3)); cat\n');
+  await terminal.shows(/ready=6/);
   await type('typed line\n');
   await terminal.shows(/typed line\r\ntyped line\r\n/);
   await type('\x04');
@@ -61,9 +63,9 @@ test('control characters: interrupt and end of file', async (t) => {
 test('unicode input and output', async (t) => {
   const box = await sandbox(t);
   const { terminal, type } = await shell(box);
-  await type('printf "%s\\n" "<grüße 文件 😀>" | cat -A | head -1; echo "<grüße 文件 😀>" | wc -c\n');
+  await type('echo "<grüße 文件 😀>"; echo "<grüße 文件 😀>" | wc -c\n');
   await terminal.shows(/<grüße 文件 😀>/);
-  await terminal.shows(/\r\n22\r\n/);
+  await terminal.shows(/>\r\n22\r\n/);
 });
 
 test('connect to a running terminal', async (t) => {
