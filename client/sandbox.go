@@ -1,0 +1,239 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// State is where a sandbox stands in its life.
+type State string
+
+// The states.
+const (
+	Pending  State = "pending"
+	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
+	Killing  State = "killing"
+	Killed   State = "killed"
+	Failed   State = "failed"
+)
+
+// Sandbox is a sandbox as the server knows it.
+type Sandbox struct {
+	ID           string `json:"id"`
+	Name         string `json:"name,omitempty"`
+	Template     string `json:"template"`
+	TemplateName string `json:"templateName,omitempty"`
+	BuildID      string `json:"buildID,omitempty"`
+	State        State  `json:"state"`
+	// Reason says why it ended: killed, timeout, oom, crashed, engine_lost,
+	// orphaned, or an error text.
+	Reason    string            `json:"reason,omitempty"`
+	Provider  string            `json:"provider,omitempty"`
+	Node      string            `json:"node,omitempty"`
+	Resources Resources         `json:"resources"`
+	Network   Network           `json:"network"`
+	Egress    EgressPolicy      `json:"egress"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	CreatedAt time.Time         `json:"createdAt"`
+	StartedAt time.Time         `json:"startedAt,omitzero"`
+	EndsAt    time.Time         `json:"endsAt,omitzero"`
+	EndedAt   time.Time         `json:"endedAt,omitzero"`
+	// AgentToken is set on a running sandbox from Create and Get, not in
+	// lists; it opens commands and files.
+	AgentToken string `json:"agentToken,omitempty"`
+	// TrafficToken is set where the ports need one.
+	TrafficToken string `json:"trafficToken,omitempty"`
+	Domain       string `json:"domain,omitempty"`
+}
+
+// Resources are limits of a sandbox; zero keeps the template's default.
+type Resources struct {
+	MemoryMiB int64 `json:"memoryMiB,omitempty"`
+	CPUs      int   `json:"cpus,omitempty"`
+	DiskMiB   int64 `json:"diskMiB,omitempty"`
+	Processes int64 `json:"processes,omitempty"`
+}
+
+// Network says what a sandbox may reach and who may reach it.
+type Network struct {
+	// AllowInternet has an effect only when it is false: nothing but
+	// AllowOut can be reached.
+	AllowInternet   *bool    `json:"allowInternet,omitempty"`
+	AllowOut        []string `json:"allowOut,omitempty"`
+	DenyOut         []string `json:"denyOut,omitempty"`
+	PrivateTraffic  bool     `json:"privateTraffic,omitempty"`
+	MaskRequestHost string   `json:"maskRequestHost,omitempty"`
+}
+
+// CreateOptions say what to create; the zero value is a sandbox of template
+// base that lives as long as the server's default.
+type CreateOptions struct {
+	Name     string
+	Template string
+	// Timeout is the life of the sandbox, in whole seconds.
+	Timeout   time.Duration
+	Env       map[string]string
+	Metadata  map[string]string
+	Network   Network
+	Presets   []string
+	Resources Resources
+}
+
+type createBody struct {
+	Name           string            `json:"name,omitempty"`
+	Template       string            `json:"template,omitempty"`
+	TimeoutSeconds int64             `json:"timeoutSeconds,omitempty"`
+	Env            map[string]string `json:"env,omitempty"`
+	Metadata       map[string]string `json:"metadata,omitempty"`
+	Network        Network           `json:"network,omitzero"`
+	Egress         *egressBody       `json:"egress,omitempty"`
+	Resources      Resources         `json:"resources,omitzero"`
+}
+
+type egressBody struct {
+	Presets []string `json:"presets,omitempty"`
+}
+
+// Create makes a sandbox and returns when commands can be run in it.
+func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
+	body := createBody{
+		Name: o.Name, Template: o.Template, TimeoutSeconds: seconds(o.Timeout),
+		Env: o.Env, Metadata: o.Metadata, Network: o.Network, Resources: o.Resources,
+	}
+	if len(o.Presets) > 0 {
+		body.Egress = &egressBody{Presets: o.Presets}
+	}
+	var sb Sandbox
+	err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &sb})
+	return sb, err
+}
+
+// seconds rounds up, so that a short life does not become none.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+
+// Get returns a sandbox, also one that has ended.
+func (c *Client) Get(ctx context.Context, id string) (Sandbox, error) {
+	var sb Sandbox
+	err := c.do(ctx, request{method: http.MethodGet, path: "/sandboxes/" + url.PathEscape(id), out: &sb})
+	return sb, err
+}
+
+// ListOptions select sandboxes.
+type ListOptions struct {
+	// States is empty for all that have not ended.
+	States []State
+	// Name, when set, must match exactly.
+	Name string
+	// Limit is the page size, at most 100; 0 means 100.
+	Limit int
+}
+
+// List yields the team's sandboxes, newest first, page by page. It ends after
+// the first error.
+func (c *Client) List(ctx context.Context, o ListOptions) iter.Seq2[Sandbox, error] {
+	return func(yield func(Sandbox, error) bool) {
+		q := url.Values{}
+		if len(o.States) > 0 {
+			var states []string
+			for _, s := range o.States {
+				states = append(states, string(s))
+			}
+			q.Set("state", strings.Join(states, ","))
+		}
+		if o.Name != "" {
+			q.Set("name", o.Name)
+		}
+		if o.Limit > 0 {
+			q.Set("limit", strconv.Itoa(o.Limit))
+		}
+		for {
+			var page []Sandbox
+			var h http.Header
+			if err := c.do(ctx, request{method: http.MethodGet, path: "/sandboxes", query: q, out: &page, header: &h}); err != nil {
+				yield(Sandbox{}, err)
+				return
+			}
+			for _, sb := range page {
+				if !yield(sb, nil) {
+					return
+				}
+			}
+			next := h.Get("X-Next-Token")
+			if next == "" {
+				return
+			}
+			q.Set("nextToken", next)
+		}
+	}
+}
+
+var idPattern = regexp.MustCompile(`^i[a-z0-9]{20}$`)
+
+// Find returns the sandbox with this id; else the newest running one with
+// this name; else the newest ended one. Unknown is errdefs.ErrNotFound.
+func (c *Client) Find(ctx context.Context, ref string) (Sandbox, error) {
+	if idPattern.MatchString(ref) {
+		sb, err := c.Get(ctx, ref)
+		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
+			return sb, err
+		}
+	}
+	for _, states := range [][]State{{Running}, {Pending, Paused, Pausing, Resuming, Killing, Killed, Failed}} {
+		for sb, err := range c.List(ctx, ListOptions{Name: ref, States: states, Limit: 1}) {
+			if err != nil {
+				return Sandbox{}, err
+			}
+			return c.Get(ctx, sb.ID)
+		}
+	}
+	return Sandbox{}, &Error{Op: "find sandbox", Status: http.StatusNotFound, Message: fmt.Sprintf("no sandbox has the id or name %q", ref)}
+}
+
+// Kill ends a sandbox. One that has ended before is errdefs.ErrNotFound.
+func (c *Client) Kill(ctx context.Context, id string) error {
+	return c.do(ctx, request{method: http.MethodDelete, path: "/sandboxes/" + url.PathEscape(id)})
+}
+
+// SetTimeout moves the end of a running sandbox to now plus d; 0 ends it now.
+func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (Sandbox, error) {
+	return c.setTimeout(ctx, id, map[string]any{"timeoutSeconds": seconds(d)})
+}
+
+// Extend is SetTimeout that never moves the end to an earlier time.
+func (c *Client) Extend(ctx context.Context, id string, d time.Duration) (Sandbox, error) {
+	return c.setTimeout(ctx, id, map[string]any{"timeoutSeconds": seconds(d), "extendOnly": true})
+}
+
+func (c *Client) setTimeout(ctx context.Context, id string, body map[string]any) (Sandbox, error) {
+	var sb Sandbox
+	err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes/" + url.PathEscape(id) + "/timeout", in: body, out: &sb})
+	return sb, err
+}
+
+// SetNetwork replaces the egress configuration; zero values restore the
+// server's default.
+func (c *Client) SetNetwork(ctx context.Context, id string, n Network, presets []string) (Sandbox, error) {
+	body := struct {
+		Network Network     `json:"network,omitzero"`
+		Egress  *egressBody `json:"egress,omitempty"`
+	}{Network: n}
+	if len(presets) > 0 {
+		body.Egress = &egressBody{Presets: presets}
+	}
+	var sb Sandbox
+	err := c.do(ctx, request{method: http.MethodPut, path: "/sandboxes/" + url.PathEscape(id) + "/network", in: body, out: &sb})
+	return sb, err
+}
