@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -27,6 +28,8 @@ type Error struct {
 	Field string
 	// Limit names the limit that was hit or exceeded; may be empty.
 	Limit string
+	// RetryAfter is sent as a header when it is set.
+	RetryAfter time.Duration
 	// Cause goes to the log only; may be nil.
 	Cause error
 }

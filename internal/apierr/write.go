@@ -2,6 +2,7 @@ package apierr
 
 import (
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -29,21 +30,24 @@ type NativeBody struct {
 // Write answers an E2B request with err and logs the cause of internal errors
 // under the request's id.
 func Write(w http.ResponseWriter, r *http.Request, log *slog.Logger, requestID string, err error) {
-	p := report(r, log, requestID, err)
+	p := report(w, r, log, requestID, err)
 	JSON(w, p.Status, Body{Code: p.Status, Message: p.Message, ErrorCode: p.Code})
 }
 
 // WriteNative answers a request of the native API with err.
 func WriteNative(w http.ResponseWriter, r *http.Request, log *slog.Logger, requestID string, err error) {
-	p := report(r, log, requestID, err)
+	p := report(w, r, log, requestID, err)
 	JSON(w, p.Status, NativeBody{
 		Code: p.Status, Message: p.Message, ErrorCode: p.Code,
 		Field: p.Field, Limit: p.Limit, RequestID: requestID,
 	})
 }
 
-func report(r *http.Request, log *slog.Logger, requestID string, err error) Public {
+func report(w http.ResponseWriter, r *http.Request, log *slog.Logger, requestID string, err error) Public {
 	p := Describe(err, requestID)
+	if e, ok := errors.AsType[*Error](err); ok && e.RetryAfter > 0 {
+		RetryAfter(w.Header(), e.RetryAfter)
+	}
 	if p.Internal {
 		log.ErrorContext(r.Context(), "request failed", slog.String("request", requestID),
 			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))

@@ -1,0 +1,321 @@
+package e2b
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/api"
+	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/gen/e2bapi"
+	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/sandbox"
+)
+
+// Defaults of a create that names no timeout (decisions.md 30).
+const (
+	timeoutV1 = 15
+	timeoutV2 = 300
+)
+
+// Bounds of what travels into every sandbox.
+const (
+	maxMetadata = 64 << 10
+	maxEnv      = 1 << 20
+	// maxEnvVar is what the kernel takes as one string of an environment.
+	maxEnvVar = 128<<10 - 1
+)
+
+// CreateSandboxV1 implements e2bapi.StrictServerInterface.
+func (s *server) CreateSandboxV1(ctx context.Context, r e2bapi.CreateSandboxV1RequestObject) (e2bapi.CreateSandboxV1ResponseObject, error) {
+	out, err := s.create(ctx, r.Body, timeoutV1)
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.CreateSandboxV1201JSONResponse{SandboxJSONResponse: out}, nil
+}
+
+// CreateSandbox implements e2bapi.StrictServerInterface.
+func (s *server) CreateSandbox(ctx context.Context, r e2bapi.CreateSandboxRequestObject) (e2bapi.CreateSandboxResponseObject, error) {
+	out, err := s.create(ctx, r.Body, timeoutV2)
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.CreateSandbox201JSONResponse{SandboxJSONResponse: out}, nil
+}
+
+func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeout int32) (e2bapi.SandboxJSONResponse, error) {
+	who := api.Caller(ctx)
+	req, err := s.request(*in, defaultTimeout, string(who.Team))
+	if err != nil {
+		return e2bapi.SandboxJSONResponse{}, err
+	}
+	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
+		return e2bapi.SandboxJSONResponse{}, api.TooFast(q, "too many creates")
+	}
+	box, err := s.Sandboxes.Create(ctx, who, req)
+	if errdefs.IsNotFound(err) {
+		return e2bapi.SandboxJSONResponse{}, apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", in.TemplateID).WithCause(err)
+	}
+	if err != nil {
+		return e2bapi.SandboxJSONResponse{}, err
+	}
+	return s.wire(box)
+}
+
+// request checks a create and turns it into the Manager's terms.
+func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32, team string) (sandbox.CreateRequest, error) {
+	if err := refuseUnbuilt(in); err != nil {
+		return sandbox.CreateRequest{}, err
+	}
+	ref, err := templateRef("templateID", in.TemplateID, team)
+	if err != nil {
+		return sandbox.CreateRequest{}, err
+	}
+	n := defaultTimeout
+	if in.Timeout != nil {
+		n = *in.Timeout
+	}
+	ttl, err := s.seconds("timeout", n, 1)
+	if err != nil {
+		return sandbox.CreateRequest{}, err
+	}
+	if in.Timeout == nil && s.MaxTimeout > 0 {
+		ttl = min(ttl, s.MaxTimeout)
+	}
+	if err := checkMaps(in.Metadata, in.EnvVars); err != nil {
+		return sandbox.CreateRequest{}, err
+	}
+	network := sandbox.Network{AllowInternet: in.AllowInternetAccess}
+	if w := in.Network; w != nil {
+		network.AllowOut, network.DenyOut = w.AllowOut, w.DenyOut
+		network.PrivateTraffic = w.AllowPublicTraffic != nil && !*w.AllowPublicTraffic
+		network.MaskRequestHost = w.MaskRequestHost
+		if err := checkMask(w.MaskRequestHost); err != nil {
+			return sandbox.CreateRequest{}, err
+		}
+	}
+	if err := s.checkEgress("network.", network); err != nil {
+		return sandbox.CreateRequest{}, err
+	}
+	return sandbox.CreateRequest{
+		Template: ref, Timeout: ttl, Env: in.EnvVars, Metadata: in.Metadata, Network: network,
+	}, nil
+}
+
+// refuseUnbuilt names the first member that asks for what is not built
+// (decisions.md 28). Members in their "off" form pass.
+func refuseUnbuilt(in e2bapi.NewSandbox) error {
+	if in.AutoPauseMemory != nil && !*in.AutoPauseMemory && (in.AutoPause == nil || !*in.AutoPause) {
+		return apierr.Field("autoPauseMemory", "needs autoPause")
+	}
+	network := e2bapi.NewNetwork{}
+	if in.Network != nil {
+		network = *in.Network
+	}
+	for _, f := range []struct {
+		name  string
+		asked bool
+		what  string
+	}{
+		{"autoPause", in.AutoPause != nil && *in.AutoPause, "pausing"},
+		{"autoResume", in.AutoResume != nil && in.AutoResume.Enabled, "resuming on traffic"},
+		{"network.rules", given(network.Rules), "rewriting requests"},
+		{"network.egressProxy", given(network.EgressProxy), "a proxy for outgoing traffic"},
+		{"network.httpsPorts", len(network.HttpsPorts) > 0, "TLS to ports inside"},
+		{"volumeMounts", len(in.VolumeMounts) > 0, "mounting volumes"},
+		{"iam", given(in.Iam), "workload identity"},
+	} {
+		if f.asked {
+			return unbuiltField(f.name, f.what)
+		}
+	}
+	return nil
+}
+
+func unbuiltField(field, what string) error {
+	return apierr.Field(field, "%s is not built yet; leave the member out", what).WithCode("not_built")
+}
+
+// given reports whether a member says more than "nothing".
+func given(raw json.RawMessage) bool {
+	switch string(bytes.Join(bytes.Fields(raw), nil)) {
+	case "", "null", "{}", "[]":
+		return false
+	}
+	return true
+}
+
+// templateRef normalises [namespace/]name[:tag] and drops a namespace that
+// means the caller's own team or the stock templates.
+func templateRef(field, ref, team string) (string, error) {
+	ref = strings.ToLower(strings.TrimSpace(ref))
+	if ref == "" {
+		return "", apierr.New(errdefs.ErrInvalidArgument, "validation error: %s is missing", field)
+	}
+	rest := ref
+	namespace, name, ok := strings.Cut(rest, "/")
+	if ok {
+		if !onlyOf(namespace, lowerAlnum+"-_") {
+			return "", apierr.Field(field, "%q is not [namespace/]name[:tag]", ref)
+		}
+		rest = name
+	}
+	name, tag, tagged := strings.Cut(rest, ":")
+	if len(name) > 128 || !onlyOf(name, lowerAlnum+"-_") || (tagged && !onlyOf(tag, lowerAlnum+"-_.")) {
+		return "", apierr.Field(field, "%q is not [namespace/]name[:tag] of letters, digits, - and _", ref)
+	}
+	if ok && namespace != team && namespace != "default" {
+		return "", apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", ref)
+	}
+	return rest, nil
+}
+
+func onlyOf(s, set string) bool { return s != "" && strings.Trim(s, set) == "" }
+
+func checkMaps(metadata, env map[string]string) error {
+	if size(metadata) > maxMetadata {
+		return apierr.Exceeds("metadata", "metadata", "keys and values together must be at most %d bytes", maxMetadata)
+	}
+	if size(env) > maxEnv {
+		return apierr.Exceeds("envVars", "env", "names and values together must be at most %d bytes", maxEnv)
+	}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		switch value := env[name]; {
+		case name == "" || strings.ContainsAny(name, "=\x00"):
+			return apierr.Field("envVars", "%q is not the name of a variable", name)
+		case strings.ContainsRune(value, 0):
+			return apierr.Field("envVars", "the value of %q holds a NUL byte", name)
+		case len(name)+len(value)+1 > maxEnvVar:
+			return apierr.Exceeds("envVars", "env", "%q is longer than %d bytes", name, maxEnvVar)
+		}
+	}
+	return nil
+}
+
+func size(m map[string]string) int {
+	n := 0
+	for k, v := range m {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// everything is how E2B spells "deny all but what is allowed".
+const everything = "0.0.0.0/0"
+
+// checkEgress holds the rules that only this wire has; the policy compiler
+// checks the rest.
+func (s *server) checkEgress(prefix string, n sandbox.Network) error {
+	for _, d := range n.DenyOut {
+		if d == everything {
+			continue
+		}
+		ip, ok := parseNet(d)
+		if !ok {
+			return apierr.Field(prefix+"denyOut", "%q is not an address or CIDR; names can only be allowed", d)
+		}
+		if ip.IsUnspecified() {
+			return apierr.Field(prefix+"denyOut", "%q: of the unspecified addresses only %s is understood", d, everything)
+		}
+	}
+	closed := s.EgressDefault != egress.Allow || slices.Contains(n.DenyOut, everything) ||
+		(n.AllowInternet != nil && !*n.AllowInternet)
+	if closed {
+		return nil
+	}
+	for _, a := range n.AllowOut {
+		if _, ok := parseNet(a); !ok {
+			return apierr.Field(prefix+"allowOut", "%q is a name: names have an effect only when denyOut has %s", a, everything)
+		}
+	}
+	return nil
+}
+
+func parseNet(s string) (netip.Addr, bool) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Addr(), true
+	}
+	a, err := netip.ParseAddr(s)
+	return a, err == nil
+}
+
+func checkMask(mask string) error {
+	bad := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/\@?#"<>`, r) }
+	plain := strings.ReplaceAll(mask, "${PORT}", "80")
+	if len(plain) > 255 || strings.ContainsFunc(plain, bad) {
+		return apierr.Field("network.maskRequestHost", "%q is not host[:port]", mask)
+	}
+	return nil
+}
+
+// wire is what create and connect return. The sandbox runs, so it has tokens.
+func (s *server) wire(box sandbox.Sandbox) (e2bapi.SandboxJSONResponse, error) {
+	live, ok := s.Sandboxes.Live(box.ID)
+	if !ok {
+		return e2bapi.SandboxJSONResponse{}, fmt.Errorf("sandbox %s ended at once: %w", box.ID, errdefs.ErrUnavailable)
+	}
+	out := e2bapi.SandboxJSONResponse{
+		TemplateID:      string(box.Template),
+		SandboxID:       string(box.ID),
+		ClientID:        clientID,
+		EnvdVersion:     s.AgentVersion,
+		Alias:           box.Alias,
+		EnvdAccessToken: live.AgentToken.Reveal(),
+		Domain:          &s.PublicDomain,
+	}
+	if live.PrivateTraffic {
+		token := live.TrafficToken.Reveal()
+		out.TrafficAccessToken = &token
+	}
+	return out, nil
+}
+
+// ConnectSandboxV1 implements e2bapi.StrictServerInterface.
+func (s *server) ConnectSandboxV1(ctx context.Context, r e2bapi.ConnectSandboxV1RequestObject) (e2bapi.ConnectSandboxV1ResponseObject, error) {
+	if r.Body == nil || r.Body.Timeout == nil {
+		return nil, apierr.New(errdefs.ErrInvalidArgument, "validation error: timeout is missing")
+	}
+	out, err := s.connect(ctx, r.Id, r.Body, 0)
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.ConnectSandboxV1200JSONResponse{SandboxJSONResponse: out}, nil
+}
+
+// ConnectSandbox implements e2bapi.StrictServerInterface.
+func (s *server) ConnectSandbox(ctx context.Context, r e2bapi.ConnectSandboxRequestObject) (e2bapi.ConnectSandboxResponseObject, error) {
+	out, err := s.connect(ctx, r.Id, r.Body, timeoutV2)
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.ConnectSandbox200JSONResponse{SandboxJSONResponse: out}, nil
+}
+
+func (s *server) connect(ctx context.Context, param string, in *e2bapi.Connect, defaultTimeout int32) (e2bapi.SandboxJSONResponse, error) {
+	id, err := idOf(param)
+	if err != nil {
+		return e2bapi.SandboxJSONResponse{}, err
+	}
+	n := defaultTimeout
+	if in != nil && in.Timeout != nil {
+		n = *in.Timeout
+	}
+	var ttl time.Duration
+	if ttl, err = s.seconds("timeout", n, 0); err != nil {
+		return e2bapi.SandboxJSONResponse{}, err
+	}
+	box, err := s.Sandboxes.Extend(ctx, api.Caller(ctx), id, ttl)
+	if err != nil {
+		return e2bapi.SandboxJSONResponse{}, about(id, err)
+	}
+	return s.wire(box)
+}

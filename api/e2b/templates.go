@@ -1,0 +1,199 @@
+package e2b
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/api"
+	"github.com/caisson-dev/caisson/gen/e2bapi"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/template"
+)
+
+// ListTemplatesV1 implements e2bapi.StrictServerInterface.
+func (s *server) ListTemplatesV1(ctx context.Context, r e2bapi.ListTemplatesV1RequestObject) (e2bapi.ListTemplatesV1ResponseObject, error) {
+	all, err := s.templates(ctx, r.Params.TeamID)
+	if err != nil {
+		return nil, err
+	}
+	out := e2bapi.ListTemplatesV1200JSONResponse{}
+	for _, t := range all {
+		w, err := s.template(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+// ListTemplates implements e2bapi.StrictServerInterface. The page token is the
+// last id of the page before.
+func (s *server) ListTemplates(ctx context.Context, r e2bapi.ListTemplatesRequestObject) (e2bapi.ListTemplatesResponseObject, error) {
+	limit := maxPage
+	if r.Params.Limit != nil {
+		if limit = int(*r.Params.Limit); limit < 1 || limit > maxPage {
+			return nil, apierr.Field("limit", "must be 1 to %d, is %d", maxPage, limit)
+		}
+	}
+	after := ""
+	if r.Params.NextToken != nil {
+		if after = *r.Params.NextToken; !onlyOf(after, lowerAlnum) {
+			return nil, apierr.Field("nextToken", "is not one that this server gave")
+		}
+	}
+	all, err := s.templates(ctx, r.Params.TeamID)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(all, func(a, b template.Template) int { return cmp.Compare(a.ID, b.ID) })
+	all = slices.DeleteFunc(all, func(t template.Template) bool { return string(t.ID) <= after })
+	out := e2bapi.ListTemplates200JSONResponse{Body: []e2bapi.Template{}}
+	if len(all) > limit {
+		all = all[:limit]
+		out.Headers.XNextToken = new(string(all[limit-1].ID))
+	}
+	for _, t := range all {
+		w, err := s.template(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		out.Body = append(out.Body, w)
+	}
+	return out, nil
+}
+
+func (s *server) templates(ctx context.Context, teamID *string) ([]template.Template, error) {
+	who := api.Caller(ctx)
+	if teamID != nil && *teamID != "" && identity.TeamID(*teamID) != who.Team {
+		return nil, apierr.Field("teamID", "%q is not the team of this API key", *teamID)
+	}
+	return s.Templates.ListTemplates(ctx, who.Team)
+}
+
+func (s *server) template(ctx context.Context, t template.Template) (e2bapi.Template, error) {
+	builds, err := s.Templates.ListBuilds(ctx, t.ID)
+	if err != nil {
+		return e2bapi.Template{}, err
+	}
+	out := e2bapi.Template{
+		TemplateID: string(t.ID), BuildID: string(t.Current), Public: t.Public,
+		Aliases: aliases(t), Names: names(t),
+		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(),
+		EnvdVersion: s.AgentVersion, BuildStatus: string(template.Ready),
+		BuildCount: int32(len(builds)), //nolint:gosec // builds are few
+	}
+	res := s.Resources
+	for _, b := range builds {
+		if b.ID == t.Current {
+			out.BuildStatus = string(b.Status)
+			res = s.resources(b)
+		}
+	}
+	if t.Current == "" {
+		out.BuildStatus = string(template.Building)
+	}
+	out.CpuCount, out.MemoryMB, out.DiskSizeMB = int32(res.CPUs), res.MemoryMiB, res.DiskMiB //nolint:gosec // CPU counts are small
+	return out, nil
+}
+
+func (s *server) resources(b template.Build) provider.Resources {
+	r := b.Resources
+	r.CPUs = cmp.Or(r.CPUs, s.Resources.CPUs)
+	r.MemoryMiB = cmp.Or(r.MemoryMiB, s.Resources.MemoryMiB)
+	r.DiskMiB = cmp.Or(r.DiskMiB, s.Resources.DiskMiB)
+	return r
+}
+
+func aliases(t template.Template) []string { return append([]string{}, t.Names...) }
+
+// names are the aliases with the team before them.
+func names(t template.Template) []string {
+	out := []string{}
+	for _, n := range t.Names {
+		out = append(out, string(t.Team)+"/"+n)
+	}
+	return out
+}
+
+// find resolves a template by id or name for the caller.
+func (s *server) find(ctx context.Context, ref string) (template.Template, error) {
+	who := api.Caller(ctx)
+	norm, err := templateRef("template", ref, string(who.Team))
+	if err != nil {
+		return template.Template{}, err
+	}
+	t, err := s.Templates.GetTemplate(ctx, who.Team, norm)
+	if errdefs.IsNotFound(err) {
+		return t, apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", ref)
+	}
+	return t, err
+}
+
+// GetTemplate implements e2bapi.StrictServerInterface.
+func (s *server) GetTemplate(ctx context.Context, r e2bapi.GetTemplateRequestObject) (e2bapi.GetTemplateResponseObject, error) {
+	t, err := s.find(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	builds, err := s.Templates.ListBuilds(ctx, t.ID)
+	if err != nil {
+		return nil, err
+	}
+	out := e2bapi.GetTemplate200JSONResponse{
+		TemplateID: string(t.ID), Public: t.Public, Aliases: aliases(t), Names: names(t),
+		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(), Builds: []e2bapi.Build{},
+	}
+	for _, b := range builds {
+		res := s.resources(b)
+		w := e2bapi.Build{
+			BuildID: string(b.ID), Status: string(b.Status), CreatedAt: b.CreatedAt.UTC(), UpdatedAt: b.CreatedAt.UTC(),
+			CpuCount: int32(res.CPUs), MemoryMB: res.MemoryMiB, DiskSizeMB: res.DiskMiB, EnvdVersion: s.AgentVersion, //nolint:gosec // CPU counts are small
+		}
+		if !b.FinishedAt.IsZero() {
+			w.UpdatedAt = b.FinishedAt.UTC()
+			w.FinishedAt = &w.UpdatedAt
+		}
+		out.Builds = append(out.Builds, w)
+	}
+	return out, nil
+}
+
+// GetTemplateAlias implements e2bapi.StrictServerInterface.
+func (s *server) GetTemplateAlias(ctx context.Context, r e2bapi.GetTemplateAliasRequestObject) (e2bapi.GetTemplateAliasResponseObject, error) {
+	t, err := s.find(ctx, r.Alias)
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.GetTemplateAlias200JSONResponse{TemplateID: string(t.ID), Public: t.Public}, nil
+}
+
+// DeleteTemplate implements e2bapi.StrictServerInterface.
+func (s *server) DeleteTemplate(ctx context.Context, r e2bapi.DeleteTemplateRequestObject) (e2bapi.DeleteTemplateResponseObject, error) {
+	t, err := s.find(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	if t.Team != api.Caller(ctx).Team {
+		return nil, apierr.New(errdefs.ErrPermissionDenied, "template %q belongs to another team", r.Id)
+	}
+	err = s.Templates.DeleteTemplate(ctx, t.ID)
+	if errdefs.IsFailedPrecondition(err) {
+		return nil, apierr.New(errdefs.ErrInvalidArgument, "template %q is in use: kill the sandboxes that are based on it first", r.Id).WithCause(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return e2bapi.DeleteTemplate204Response{}, nil
+}
+
+// ListTeams implements e2bapi.StrictServerInterface.
+func (s *server) ListTeams(ctx context.Context, _ e2bapi.ListTeamsRequestObject) (e2bapi.ListTeamsResponseObject, error) {
+	team := string(api.Caller(ctx).Team)
+	return e2bapi.ListTeams200JSONResponse{{TeamID: team, Name: team, ApiKey: api.CallerKey(ctx), IsDefault: true}}, nil
+}
