@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -164,6 +163,3 @@ func eachLine(path string, n int, yield func(fields []string)) {
 		}
 	}
 }
-
-// IsUnknown reports whether err says that a user does not exist.
-func IsUnknown(err error) bool { return errors.Is(err, ErrUnknown) || errors.Is(err, fs.ErrNotExist) }
