@@ -177,3 +177,6 @@ func CopyData(src, dst string) error {
 		return os.WriteFile(to, b, info.Mode().Perm())
 	})
 }
+
+// Binary is the program under test.
+func (s *Server) Binary() string { return s.opts.Binary }
