@@ -1,0 +1,279 @@
+// Package cgroup makes one control group per box, on cgroup v1 and v2, reads
+// its use and watches it for out-of-memory kills. The sandbox process joins by
+// itself (package sentry), so everything it starts is inside from the first
+// instruction.
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mount is where the kernel's control groups are mounted.
+const Mount = "/sys/fs/cgroup"
+
+// cpuPeriod is the CFS period in microseconds.
+const cpuPeriod = 100_000
+
+// Limits of one group; zero means none.
+type Limits struct {
+	MemoryBytes int64
+	CPUs        int
+}
+
+// Manager makes groups below one directory per hierarchy. The zero value can
+// enforce nothing and makes empty groups.
+type Manager struct {
+	v2     string // base directory, or ""
+	memory string // v1 base directories, or ""
+	cpu    string
+	acct   string
+}
+
+// Detect finds out what can be enforced below mount, and makes base directories
+// called name. Having no permission is no error: the manager then offers less.
+func Detect(mount, name string) *Manager {
+	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err == nil {
+		return &Manager{v2: baseV2(mount, name)}
+	}
+	m := &Manager{
+		memory: baseV1(mount, "memory", name, "memory.limit_in_bytes"),
+		cpu:    baseV1(mount, "cpu", name, "cpu.cfs_quota_us"),
+	}
+	if m.memory != "" || m.cpu != "" {
+		m.acct = baseV1(mount, "cpuacct", name, "cpuacct.usage")
+	}
+	return m
+}
+
+// baseV1 returns the base directory of one controller when limits can be
+// written there.
+func baseV1(mount, controller, name, probe string) string {
+	root, err := filepath.EvalSymlinks(filepath.Join(mount, controller))
+	if err != nil {
+		return ""
+	}
+	base := filepath.Join(root, name)
+	if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return ""
+	}
+	if unix.Access(filepath.Join(base, probe), unix.R_OK) != nil || unix.Access(filepath.Join(base, "cgroup.procs"), unix.W_OK) != nil {
+		return ""
+	}
+	return base
+}
+
+// baseV2 prefers the group that systemd delegated to us; otherwise, as root, a
+// group at the top. Processes and controllers exclude each other in one group,
+// so our own processes move to a leaf first.
+func baseV2(mount, name string) string {
+	if own := ownV2(mount); own != "" && own != mount && onlyUs(own) {
+		leaf := filepath.Join(own, "engine")
+		if mkdir(leaf) == nil && write(leaf, "cgroup.procs", "0") == nil {
+			if base := enableV2(own, name); base != "" {
+				return base
+			}
+			_ = write(own, "cgroup.procs", "0")
+			_ = os.Remove(leaf)
+		}
+	}
+	return enableV2(mount, name)
+}
+
+// enableV2 turns the controllers on in parent and in the base below it.
+func enableV2(parent, name string) string {
+	const controllers = "+memory +cpu"
+	if write(parent, "cgroup.subtree_control", controllers) != nil {
+		return ""
+	}
+	base := filepath.Join(parent, name)
+	if mkdir(base) != nil || write(base, "cgroup.subtree_control", controllers) != nil {
+		_ = os.Remove(base)
+		return ""
+	}
+	return base
+}
+
+// ownV2 is this process's group in the v2 hierarchy.
+func ownV2(mount string) string {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(mount, p)
+		}
+	}
+	return ""
+}
+
+func onlyUs(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid())
+}
+
+// Memory reports whether memory limits can be enforced.
+func (m *Manager) Memory() bool { return m.v2 != "" || m.memory != "" }
+
+// CPU reports whether CPU limits can be enforced.
+func (m *Manager) CPU() bool { return m.v2 != "" || m.cpu != "" }
+
+// Close removes the base directories, if they are empty.
+func (m *Manager) Close() error {
+	return errors.Join(removeAll(bases(m.v2, m.memory, m.cpu, m.acct))...)
+}
+
+// bases drops empty and double entries; cpu and cpuacct are often one.
+func bases(dirs ...string) []string {
+	var out []string
+	for _, d := range dirs {
+		if d != "" && !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// Create makes the group of box id with its limits. A limit that cannot be
+// written is an error; a hierarchy that is not available is left out, which the
+// caller has checked with Memory and CPU.
+func (m *Manager) Create(id string, l Limits) (*Group, error) {
+	g := &Group{v2: join(m.v2, id), memory: join(m.memory, id), cpu: join(m.cpu, id), acct: join(m.acct, id), limits: l}
+	if err := g.make(); err != nil {
+		return nil, errors.Join(err, g.Remove())
+	}
+	return g, nil
+}
+
+func join(base, id string) string {
+	if base == "" {
+		return ""
+	}
+	return filepath.Join(base, id)
+}
+
+func (g *Group) make() error {
+	for _, d := range g.Dirs() {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	type set struct{ dir, file, value string }
+	var sets []set
+	if g.v2 != "" {
+		sets = append(sets, set{g.v2, "memory.oom.group", "1"})
+	}
+	if n := g.limits.MemoryBytes; n > 0 {
+		v := strconv.FormatInt(n, 10)
+		if g.v2 != "" {
+			sets = append(sets, set{g.v2, "memory.max", v})
+		} else if g.memory != "" {
+			sets = append(sets, set{g.memory, "memory.limit_in_bytes", v})
+		}
+	}
+	if n := g.limits.CPUs; n > 0 {
+		if g.v2 != "" {
+			sets = append(sets, set{g.v2, "cpu.max", fmt.Sprintf("%d %d", n*cpuPeriod, cpuPeriod)})
+		} else if g.cpu != "" {
+			sets = append(sets, set{g.cpu, "cpu.cfs_period_us", strconv.Itoa(cpuPeriod)},
+				set{g.cpu, "cpu.cfs_quota_us", strconv.Itoa(n * cpuPeriod)})
+		}
+	}
+	for _, s := range sets {
+		if err := write(s.dir, s.file, s.value); err != nil {
+			return fmt.Errorf("set limit: %w", err)
+		}
+	}
+	g.noSwap()
+	return nil
+}
+
+// noSwap keeps the box off the swap where the kernel accounts for it; where it
+// does not, the files are absent.
+func (g *Group) noSwap() {
+	if g.limits.MemoryBytes <= 0 {
+		return
+	}
+	if g.v2 != "" {
+		_ = write(g.v2, "memory.swap.max", "0")
+	}
+	if g.memory != "" {
+		_ = write(g.memory, "memory.memsw.limit_in_bytes", strconv.FormatInt(g.limits.MemoryBytes, 10))
+	}
+}
+
+// Group is the control group of one box: one directory with v2, up to three
+// with v1, none where nothing can be enforced.
+type Group struct {
+	v2, memory, cpu, acct string
+	limits                Limits
+}
+
+// Dirs lists the directories whose cgroup.procs the sandbox joins.
+func (g *Group) Dirs() []string { return bases(g.v2, g.memory, g.cpu, g.acct) }
+
+// Remove removes the group; its processes must have ended. The kernel may need
+// a moment to notice.
+func (g *Group) Remove() error { return RemoveDirs(g.Dirs()) }
+
+// RemoveDirs removes group directories by path, as recorded by an earlier
+// engine. Those that are absent are no error.
+func RemoveDirs(dirs []string) error {
+	const attempts = 200
+	var errs []error
+	for range attempts {
+		errs = removeAll(dirs)
+		if len(errs) == 0 {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return fmt.Errorf("remove cgroup: %w", errors.Join(errs...))
+}
+
+func removeAll(dirs []string) []error {
+	var errs []error
+	for _, d := range dirs {
+		if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: d, Err: err})
+		}
+	}
+	return errs
+}
+
+// KillAll sends SIGKILL to every process in the given groups.
+func KillAll(dirs []string) {
+	for _, d := range dirs {
+		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for f := range bytes.FieldsSeq(b) {
+			if pid, err := strconv.Atoi(string(f)); err == nil && pid > 1 {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	}
+}
+
+func mkdir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func write(dir, file, value string) error {
+	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0)
+}

@@ -1,0 +1,1 @@
+// This empty file lets the compiler accept a function without a body.
