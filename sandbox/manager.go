@@ -2,60 +2,254 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
-	"github.com/caisson-dev/caisson/agent/agentclient"
+	"github.com/caisson-dev/caisson/agent/control"
+	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/template"
+	"github.com/containerd/errdefs"
+)
+
+// AgentPort is where the agent listens inside every sandbox.
+const AgentPort = 49983
+
+// Config sets what a Manager allows. Zero fields get the defaults named.
+type Config struct {
+	// Node names this server in records; it must stay the same over restarts,
+	// since a server recovers only its own sandboxes. Default "local".
+	Node string
+	// MaxTimeout caps every timeout. Default 24 h.
+	MaxTimeout time.Duration
+	// MaxPerTeam caps live sandboxes of a team that has no limit of its own;
+	// zero means no limit.
+	MaxPerTeam int
+	// ConcurrentCreates bounds boxes being started at once. Default 8.
+	ConcurrentCreates int
+	// CreateTimeout bounds starting a box and its agent. Default 60 s.
+	CreateTimeout time.Duration
+	// DestroyTimeout bounds ending a box. Default 30 s.
+	DestroyTimeout time.Duration
+	// DeadlineGrace is how long after its end a box dies by itself when this
+	// server is not there to end it. Default 10 s.
+	DeadlineGrace time.Duration
+	// SweepInterval is how often records and boxes are compared. Default 1 min.
+	SweepInterval time.Duration
+	// Retention is how long records of ended sandboxes are kept. Default 7 d.
+	Retention time.Duration
+	// Defaults apply where neither request nor template says; Maxima cap both,
+	// where not zero.
+	Defaults, Maxima provider.Resources
+	// Unenforced names limits that may go unenforced where the host cannot.
+	Unenforced []provider.Limit
+	// Command limits are enforced by the agent. Processes is taken from the
+	// sandbox's resources instead.
+	Command control.Limits
+	// DefaultUser runs commands when the build names none. Default "user".
+	DefaultUser string
+	// CABundle is PEM to trust inside; may be empty.
+	CABundle string
+}
+
+func (c Config) withDefaults() Config {
+	orDefault(&c.Node, "local")
+	orDefault(&c.MaxTimeout, 24*time.Hour)
+	orDefault(&c.ConcurrentCreates, 8)
+	orDefault(&c.CreateTimeout, time.Minute)
+	orDefault(&c.DestroyTimeout, 30*time.Second)
+	orDefault(&c.DeadlineGrace, 10*time.Second)
+	orDefault(&c.SweepInterval, time.Minute)
+	orDefault(&c.Retention, 7*24*time.Hour)
+	orDefault(&c.DefaultUser, "user")
+	return c
+}
+
+func orDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Resolver finds the build that a template reference means.
+type Resolver interface {
+	// Resolve is errdefs.ErrNotFound when team sees no such template, and
+	// errdefs.ErrFailedPrecondition when it has no ready build.
+	Resolve(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, error)
+}
+
+// Deps are what a Manager works with. All but Metrics must be set.
+type Deps struct {
+	Store     Store
+	Templates Resolver
+	Provider  provider.Provider
+	Guard     egress.Guard
+	// Policy compiles a network configuration; its errors are the caller's.
+	Policy  func(Network) (egress.Policy, error)
+	Seed    identity.Seed
+	Log     *slog.Logger
+	Metrics Metrics
+}
+
+// Metrics are called as things happen, where set. They must not block.
+type Metrics struct {
+	Created      func(took time.Duration)
+	CreateFailed func(stage string) // one of the Stage constants
+	Ended        func(reason string)
+	LimitHit     func(limit string)
+	Live         func(n int) // running sandboxes
+}
+
+// Stages of a create, for Metrics.CreateFailed.
+const (
+	StageAdmit  = "admit"
+	StageQueue  = "queue"
+	StageAttach = "attach"
+	StageBox    = "box"
+	StageAgent  = "agent"
+	StageCommit = "commit"
 )
 
 // Manager owns every sandbox of this node. It is concrete; nobody mocks it.
-type Manager struct{}
+// Methods are safe for concurrent use, also before Run and while it recovers.
+type Manager struct {
+	cfg   Config
+	deps  Deps
+	log   *slog.Logger
+	slots chan struct{} // a token per box being started
+	tasks tasks
+	wake  chan struct{} // the earliest deadline changed
+	// recovered is closed when Run has taken over what an earlier process left.
+	recovered chan struct{}
 
-// Create makes a sandbox and returns when its agent answers.
-func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
-	panic("not built")
+	mu        sync.RWMutex // guards what follows, and the guarded part of entry
+	entries   map[ID]*entry
+	deadlines deadlines
+	running   int
 }
+
+// New returns a Manager that starts nothing; Run does.
+func New(cfg Config, deps Deps) (*Manager, error) {
+	if deps.Store == nil || deps.Templates == nil || deps.Provider == nil || deps.Guard == nil || deps.Policy == nil || deps.Log == nil {
+		return nil, fmt.Errorf("sandbox manager: a dependency is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	if !deps.Provider.Capabilities().EnforcesEgress {
+		return nil, fmt.Errorf("provider %s does not enforce egress, so no sandbox may run on it: %w",
+			deps.Provider.Name(), errdefs.ErrFailedPrecondition)
+	}
+	cfg = cfg.withDefaults()
+	return &Manager{
+		cfg:       cfg,
+		deps:      deps,
+		log:       deps.Log,
+		slots:     make(chan struct{}, cfg.ConcurrentCreates),
+		wake:      make(chan struct{}, 1),
+		recovered: make(chan struct{}),
+		entries:   map[ID]*entry{},
+	}, nil
+}
+
+// Recovered is closed once Run has taken over the sandboxes of an earlier
+// process. Before, Live does not know all of them.
+func (m *Manager) Recovered() <-chan struct{} { return m.recovered }
 
 // Get returns a record of the caller's team: also a Killed or Failed one.
 // Another team's is errdefs.ErrNotFound.
 func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandbox, error) {
-	panic("not built")
+	sb, err := m.deps.Store.Get(ctx, id)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if !maySee(who, sb.Team) {
+		return Sandbox{}, notFound(id)
+	}
+	return sb, nil
 }
 
 // List returns one page of the caller's sandboxes.
 func (m *Manager) List(ctx context.Context, who identity.Principal, f Filter) (page []Sandbox, next string, running int, err error) {
-	panic("not built")
-}
-
-// SetTimeout sets the end to now + ttl; it may shorten; 0 ends it now.
-func (m *Manager) SetTimeout(ctx context.Context, who identity.Principal, id ID, ttl time.Duration) error {
-	panic("not built")
-}
-
-// Extend moves the end to now + ttl only if that is later (connect, refreshes).
-func (m *Manager) Extend(ctx context.Context, who identity.Principal, id ID, ttl time.Duration) (Sandbox, error) {
-	panic("not built")
-}
-
-// Kill ends a sandbox in the order of decisions.md 29. Killing an ended or
-// unknown one is errdefs.ErrNotFound.
-func (m *Manager) Kill(ctx context.Context, who identity.Principal, id ID, reason string) error {
-	panic("not built")
-}
-
-// UpdateNetwork replaces the egress part of the network configuration.
-func (m *Manager) UpdateNetwork(ctx context.Context, who identity.Principal, id ID, n Network) error {
-	panic("not built")
+	if who != identity.System {
+		if who.Team == "" {
+			return nil, "", 0, fmt.Errorf("caller has no team: %w", errdefs.ErrPermissionDenied)
+		}
+		f.Team = who.Team
+	}
+	return m.deps.Store.List(ctx, f)
 }
 
 // Live finds a running sandbox for the data plane, of any team, from memory.
-func (m *Manager) Live(id ID) (*Live, bool) { panic("not built") }
+func (m *Manager) Live(id ID) (*Live, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if e := m.entries[id]; e != nil && e.phase == live {
+		return e.live, true
+	}
+	return nil, false
+}
 
 // EachLive calls yield for every running sandbox until it returns false.
-func (m *Manager) EachLive(yield func(*Live) bool) { panic("not built") }
+func (m *Manager) EachLive(yield func(*Live) bool) {
+	m.mu.RLock()
+	all := make([]*Live, 0, len(m.entries))
+	for _, e := range m.entries {
+		if e.phase == live {
+			all = append(all, e.live)
+		}
+	}
+	m.mu.RUnlock()
+	for _, l := range all {
+		if !yield(l) {
+			return
+		}
+	}
+}
 
-// Agent returns a client of the sandbox's agent.
-func (m *Manager) Agent(ctx context.Context, id ID) (*agentclient.Client, error) { panic("not built") }
+var _ iter.Seq[*Live] = (*Manager)(nil).EachLive
 
-// Run recovers, reaps and sweeps until ctx ends.
-func (m *Manager) Run(ctx context.Context) error { panic("not built") }
+// Stats samples what a running sandbox of the caller's team uses.
+func (m *Manager) Stats(ctx context.Context, who identity.Principal, id ID) (provider.Stats, error) {
+	e, err := m.find(ctx, who, id)
+	if err != nil {
+		return provider.Stats{}, err
+	}
+	m.mu.RLock()
+	box, phase := e.box, e.phase
+	m.mu.RUnlock()
+	if phase != live {
+		return provider.Stats{}, notFound(id)
+	}
+	return box.Stats(ctx)
+}
+
+// maySee reports whether a caller may know of a team's sandboxes.
+func maySee(who identity.Principal, team identity.TeamID) bool {
+	return who == identity.System || (who.Team != "" && who.Team == team)
+}
+
+func notFound(id ID) error { return fmt.Errorf("sandbox %q: %w", id, errdefs.ErrNotFound) }
+
+// unenforceable names a limit that res asks for and the provider cannot hold.
+func (m *Manager) unenforceable(res provider.Resources) error {
+	can := m.deps.Provider.Capabilities().Limits
+	for _, want := range []struct {
+		limit provider.Limit
+		value int64
+	}{
+		{provider.LimitMemory, res.MemoryMiB},
+		{provider.LimitCPU, int64(res.CPUs)},
+		{provider.LimitDisk, res.DiskMiB},
+	} {
+		if want.value == 0 || slices.Contains(can, want.limit) || slices.Contains(m.cfg.Unenforced, want.limit) {
+			continue
+		}
+		return fmt.Errorf("the %s limit %w: run `caisson doctor`, or accept it with limits.unenforced: [%s] in the server's configuration: %w",
+			want.limit, provider.ErrUnenforceable, want.limit, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}

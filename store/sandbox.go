@@ -9,6 +9,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/gen/db"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
@@ -34,7 +35,7 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 		if err := found(err, "team", row.TeamID); err != nil {
 			return err
 		}
-		source := "of this team"
+		source := "the team's own"
 		if limit == 0 {
 			limit, source = int64(maxLive), "limits.sandboxes_per_team"
 		}
@@ -44,8 +45,10 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 				return fmt.Errorf("count sandboxes: %w", err)
 			}
 			if n >= limit {
-				return fmt.Errorf("team %s has %d live sandboxes and the limit (%s) is %d: %w",
-					row.TeamID, n, source, limit, errdefs.ErrResourceExhausted)
+				e := apierr.New(errdefs.ErrResourceExhausted, "team %s has %d live sandboxes and the limit (%s) is %d",
+					row.TeamID, n, source, limit)
+				e.Limit = source
+				return e
 			}
 		}
 		// A template deleted since it was resolved must not gain a sandbox: its

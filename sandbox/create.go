@@ -1,0 +1,304 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/caisson-dev/caisson/agent/control"
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/undo"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/template"
+	"github.com/containerd/errdefs"
+)
+
+// errAborted is the cause of a create that a kill ended.
+var errAborted = fmt.Errorf("sandbox was killed while it was being created: %w", errdefs.ErrAborted)
+
+// creation is one create under way.
+type creation struct {
+	who   identity.Principal
+	req   CreateRequest
+	tmpl  template.Template
+	build template.Build
+	sb    Sandbox
+	entry *entry
+	undo  undo.Stack
+	stage string
+}
+
+// Create makes a sandbox and returns when its agent answers. On an error nothing
+// of it is left but a Failed record. A timeout, template, environment, metadata
+// or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
+// team's limit is ErrResourceExhausted.
+func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
+	began := time.Now()
+	c, err := m.plan(ctx, who, r)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	c.entry = newEntry(c.sb.ID, c.sb.Team, abort)
+	m.mu.Lock()
+	m.entries[c.sb.ID] = c.entry
+	m.mu.Unlock()
+
+	c.stage = StageAdmit
+	err = m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, audit.Event{
+		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: who.KeyID,
+		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
+	})
+	if err != nil {
+		// A commit whose answer was lost leaves a Pending row without an entry;
+		// the sweep ends it.
+		m.forget(c.entry)
+		m.countFailure(StageAdmit)
+		return Sandbox{}, err
+	}
+	box, err := m.start(ctx, c)
+	if err == nil {
+		if m.publish(c.entry, box, c.sb) {
+			m.watch(c.entry, box)
+			// The deadline given to the box allowed for the whole of the create.
+			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, c.entry, box) })
+			c.undo.Done()
+			if f := m.deps.Metrics.Created; f != nil {
+				f(time.Since(began))
+			}
+			return c.sb, nil
+		}
+		err = errAborted
+	}
+	if cause := context.Cause(ctx); cause != nil && errors.Is(cause, errAborted) {
+		err = cause
+	}
+	return Sandbox{}, m.unwind(ctx, c, err)
+}
+
+// plan checks a request and settles everything that needs no I/O on the host.
+func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequest) (*creation, error) {
+	if m.tasks.ended() {
+		return nil, fmt.Errorf("server is shutting down: %w", errdefs.ErrUnavailable)
+	}
+	if who.Team == "" {
+		return nil, fmt.Errorf("caller has no team: %w", errdefs.ErrPermissionDenied)
+	}
+	if err := r.check(m.cfg); err != nil {
+		return nil, err
+	}
+	tmpl, build, err := m.deps.Templates.Resolve(ctx, who.Team, r.Template)
+	if err != nil {
+		return nil, err
+	}
+	res, err := m.cfg.resources(r.Resources, build.Resources)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.unenforceable(res); err != nil {
+		return nil, err
+	}
+	policy, err := m.deps.Policy(r.Network)
+	if err != nil {
+		return nil, err
+	}
+	now := clock()
+	sb := Sandbox{
+		ID:        newID(),
+		Team:      who.Team,
+		Template:  tmpl.ID,
+		Name:      r.Name,
+		Build:     build.ID,
+		State:     Pending,
+		Node:      m.cfg.Node,
+		Network:   r.Network,
+		Egress:    policy,
+		Resources: res,
+		Metadata:  maps.Clone(r.Metadata),
+		CreatedAt: now,
+		EndsAt:    now.Add(r.Timeout),
+		OnTimeout: "kill",
+		Version:   1,
+	}
+	if len(tmpl.Names) > 0 {
+		sb.Alias = tmpl.Names[0]
+	}
+	return &creation{who: who, req: r, tmpl: tmpl, build: build, sb: sb}, nil
+}
+
+// start takes the steps from an admitted record to a Running one; what it did
+// is on c.undo.
+func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) {
+	id := string(c.sb.ID)
+	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.CreateTimeout,
+		fmt.Errorf("sandbox did not start within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
+	defer cancel()
+
+	c.stage = StageQueue
+	select {
+	case m.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-m.slots }()
+
+	c.stage = StageAttach
+	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
+	att, err := m.deps.Guard.Attach(ctx, id, c.sb.Egress)
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("attach egress: %w", err))
+	}
+
+	c.stage = StageBox
+	box, err := m.createBox(ctx, c, att)
+	if err != nil {
+		return nil, err
+	}
+	c.undo.Add(box.Destroy)
+
+	c.stage = StageAgent
+	if err := m.initAgent(ctx, c, box); err != nil {
+		return nil, err
+	}
+
+	c.stage = StageCommit
+	now := clock()
+	sb, err := m.deps.Store.Mutate(ctx, c.sb.ID, func(s *Sandbox) (audit.Event, error) {
+		s.State, s.Handle = Running, box.Handle()
+		s.StartedAt, s.EndsAt = now, now.Add(c.req.Timeout)
+		return audit.Event{Type: "sandbox.started", At: now, Actor: c.who.KeyID}, nil
+	})
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
+	}
+	c.sb = sb
+	return box, nil
+}
+
+func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachment) (provider.Box, error) {
+	id := string(c.sb.ID)
+	box, err := m.deps.Provider.Create(ctx, provider.Spec{
+		SandboxID: id,
+		Hostname:  id,
+		Rootfs:    c.build.Rootfs,
+		Resources: c.sb.Resources,
+		Labels: map[string]string{
+			"caisson.team": string(c.sb.Team), "caisson.template": string(c.sb.Template), "caisson.node": m.cfg.Node,
+		},
+		Egress:   att,
+		Deadline: clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.cfg.DeadlineGrace),
+	})
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("create box: %w", err))
+	}
+	return box, nil
+}
+
+// initAgent waits for the agent and gives it its identity. A box that dies
+// meanwhile ends the wait at once.
+func (m *Manager) initAgent(ctx context.Context, c *creation, box provider.Box) error {
+	ctl := box.Control()
+	if ctl == nil {
+		return fmt.Errorf("box has no control channel: %w", errdefs.ErrInternal)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	died := make(chan struct{})
+	go func() {
+		defer close(died)
+		if exit, err := box.Wait(ctx); err == nil {
+			cancel(fmt.Errorf("box ended while it was starting (%s %s): %w", exit.Reason, exit.Detail, errdefs.ErrUnavailable))
+		}
+	}()
+	defer func() { cancel(nil); <-died }()
+
+	id := string(c.sb.ID)
+	limits := m.cfg.Command
+	limits.Processes = c.sb.Resources.Processes
+	user := c.build.User
+	if user == "" {
+		user = m.cfg.DefaultUser
+	}
+	err := ctl.Init(ctx, control.Init{
+		SandboxID:      id,
+		TemplateID:     string(c.sb.Template),
+		BuildID:        string(c.sb.Build),
+		Hostname:       id,
+		AccessToken:    m.deps.Seed.AgentToken(id).Reveal(),
+		EnvVars:        environment(c.build, c.req),
+		DefaultUser:    user,
+		DefaultWorkdir: c.build.Workdir,
+		Limits:         limits,
+		CABundle:       m.cfg.CABundle,
+		Now:            time.Now(),
+	})
+	if err != nil {
+		return because(ctx, fmt.Errorf("init agent: %w", err))
+	}
+	return nil
+}
+
+// unwind takes a failed create back and returns the error to show, which is the
+// first one.
+func (m *Manager) unwind(ctx context.Context, c *creation, first error) error {
+	m.countFailure(c.stage)
+	m.mu.Lock()
+	killed, why, by := c.entry.why != "", c.entry.why, c.entry.by
+	m.markGone(c.entry)
+	m.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+	defer cancel()
+	if err := c.undo.Run(ctx); err != nil {
+		// The sweep destroys what is left once the record has ended.
+		m.log.ErrorContext(ctx, "failed create could not be undone", slog.String("sandbox", string(c.sb.ID)), slog.Any("error", err))
+	}
+	now := clock()
+	_, err := m.deps.Store.Mutate(ctx, c.sb.ID, func(s *Sandbox) (audit.Event, error) {
+		s.EndedAt = now
+		if killed || s.State == Running {
+			s.State, s.Reason = Killed, why
+			if !killed {
+				// The commit went through and its answer was lost.
+				s.Reason = reasonText(c.stage, first)
+			}
+			return audit.Event{Type: "sandbox.killed", At: now, Actor: by, Reason: s.Reason}, nil
+		}
+		s.State, s.Reason = Failed, reasonText(c.stage, first)
+		return audit.Event{Type: "sandbox.failed", At: now, Actor: c.who.KeyID, Reason: c.stage}, nil
+	})
+	if err != nil {
+		m.log.ErrorContext(ctx, "failed create could not be recorded", slog.String("sandbox", string(c.sb.ID)), slog.Any("error", err))
+	}
+	m.log.WarnContext(ctx, "sandbox was not created", slog.String("sandbox", string(c.sb.ID)),
+		slog.String("stage", c.stage), slog.Any("error", first))
+	m.forget(c.entry)
+	return first
+}
+
+func (m *Manager) countFailure(stage string) {
+	if f := m.deps.Metrics.CreateFailed; f != nil {
+		f(stage)
+	}
+}
+
+// because puts the cause of an ended context before the error it led to.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%w (%v)", cause, err) //nolint:errorlint // the cause is the kind; err only says where
+	}
+	return err
+}
+
+// newID returns "i" and 20 characters of [a-z2-7]: 100 random bits.
+func newID() ID { return ID("i" + strings.ToLower(rand.Text())[:20]) }
+
+// clock is now as records hold it: UTC, whole milliseconds, no monotonic part.
+func clock() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }

@@ -1,0 +1,173 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/containerd/errdefs"
+)
+
+// Reasons for the end of a sandbox, beside the provider's.
+const (
+	ReasonKilled  = "killed"
+	ReasonTimeout = provider.ReasonDeadline
+)
+
+// Kill ends a sandbox in the order of decisions.md 29 and returns when nothing
+// of it is left. Killing an ended or unknown one, or one that is being killed,
+// is errdefs.ErrNotFound. It goes on when the caller goes away.
+func (m *Manager) Kill(ctx context.Context, who identity.Principal, id ID, reason string) error {
+	if reason == "" {
+		reason = ReasonKilled
+	}
+	e, err := m.find(ctx, who, id)
+	if err != nil {
+		return err
+	}
+	switch was, asked := m.askEnd(e, reason, who.KeyID); {
+	case !asked:
+		return notFound(id)
+	case was == starting:
+		// The goroutine that starts it cleans up.
+		e.abort(errAborted)
+		select {
+		case <-e.done:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return m.finishEnd(ctx, e, audit.Event{}, true)
+}
+
+// askEnd marks e to end, unless somebody has already, and says in which phase
+// it was. From here on a live e is unreachable and the caller must finishEnd.
+func (m *Manager) askEnd(e *entry, reason, actor string) (was phase, asked bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was = e.phase
+	if e.why != "" || was == ending {
+		return was, false
+	}
+	e.why, e.by = reason, actor
+	if was == live {
+		m.markGone(e)
+	}
+	return was, true
+}
+
+// finishEnd ends the box of an entry that askEnd marked, and its record. extra
+// may give the event fields. When first is set the record passes through
+// Killing; a box that has already exited needs no such step.
+func (m *Manager) finishEnd(ctx context.Context, e *entry, extra audit.Event, first bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+	defer cancel()
+	m.mu.RLock()
+	box, why, by := e.box, e.why, e.by
+	m.mu.RUnlock()
+	log := m.log.With(slog.String("sandbox", string(e.id)), slog.String("reason", why))
+
+	if first {
+		// Killing survives a crash of the server between here and the end; if it
+		// cannot be written the box dies all the same.
+		_, err := m.deps.Store.Mutate(ctx, e.id, func(s *Sandbox) (audit.Event, error) {
+			s.State, s.Reason = Killing, why
+			return audit.Event{Type: "sandbox.killing", Actor: by, Reason: why}, nil
+		})
+		if err != nil {
+			log.WarnContext(ctx, "killing could not be recorded", slog.Any("error", err))
+		}
+	}
+	var destroyErr error
+	if box != nil {
+		destroyErr = box.Destroy(ctx)
+	}
+	err := errors.Join(destroyErr, m.deps.Guard.Detach(ctx, string(e.id)))
+	if err == nil {
+		err = m.recordKilled(ctx, e.id, why, by, extra)
+	}
+	if err != nil {
+		log.ErrorContext(ctx, "sandbox could not be ended; will retry", slog.Any("error", err))
+		m.mu.Lock()
+		e.stuck = true
+		m.mu.Unlock()
+		return fmt.Errorf("end sandbox %q: %w", e.id, err)
+	}
+	log.InfoContext(ctx, "sandbox ended")
+	if f := m.deps.Metrics.Ended; f != nil {
+		f(why)
+	}
+	m.forget(e)
+	return nil
+}
+
+// recordKilled writes the end; a record that has ended already, or is gone,
+// stays as it is.
+func (m *Manager) recordKilled(ctx context.Context, id ID, why, by string, ev audit.Event) error {
+	now := clock()
+	ev.Type, ev.At, ev.Actor, ev.Reason = "sandbox.killed", now, by, why
+	_, err := m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
+		if s.State.Ended() {
+			return audit.Event{}, errEnded
+		}
+		s.State, s.Reason, s.EndedAt = Killed, why, now
+		return ev, nil
+	})
+	if errors.Is(err, errEnded) || errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+var errEnded = errors.New("record has ended")
+
+// retryEnds finishes what could not be finished before.
+func (m *Manager) retryEnds(ctx context.Context) {
+	m.mu.Lock()
+	var again []*entry
+	for _, e := range m.entries {
+		if e.stuck {
+			e.stuck = false
+			again = append(again, e)
+		}
+	}
+	m.mu.Unlock()
+	for _, e := range again {
+		if ctx.Err() != nil {
+			return
+		}
+		_ = m.finishEnd(ctx, e, audit.Event{}, false) // logged there, and stuck again
+	}
+}
+
+// syncDeadline moves the box's own hard end, where it has one, to a little after
+// the sandbox's.
+func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) {
+	if e.lock(ctx) != nil {
+		return
+	}
+	defer e.unlock()
+	m.mu.RLock()
+	endsAt, running := e.endsAt, e.phase == live
+	m.mu.RUnlock()
+	if !running {
+		return
+	}
+	if err := m.setDeadline(ctx, box, endsAt); err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "hard deadline could not be set", slog.String("sandbox", string(e.id)), slog.Any("error", err))
+	}
+}
+
+func (m *Manager) setDeadline(ctx context.Context, box provider.Box, endsAt time.Time) error {
+	d, ok := box.(provider.Deadliner)
+	if !ok {
+		return nil
+	}
+	return d.SetDeadline(ctx, endsAt.Add(m.cfg.DeadlineGrace))
+}

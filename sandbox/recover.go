@@ -1,0 +1,333 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	adoptAtOnce = 8
+	// missedLimit is after how many sweeps a box that the provider does not
+	// list any more is taken for lost.
+	missedLimit   = 2
+	pruneInterval = time.Hour
+)
+
+// Run takes over what an earlier process left, then ends sandboxes by their
+// timeout and compares records with boxes, until ctx ends. Sandboxes live on
+// after it.
+func (m *Manager) Run(ctx context.Context) error {
+	return m.tasks.run(ctx, func(ctx context.Context) error {
+		m.tasks.add(m.reap)
+		if err := m.adoptAll(ctx); err != nil {
+			return fmt.Errorf("recover sandboxes: %w", err)
+		}
+		close(m.recovered)
+		m.destroyOrphans(ctx)
+		tick := time.NewTicker(m.cfg.SweepInterval)
+		defer tick.Stop()
+		var pruned time.Time
+		for {
+			if time.Since(pruned) >= pruneInterval {
+				pruned = time.Now()
+				m.prune(ctx)
+			}
+			select {
+			case <-tick.C:
+				m.sweep(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+}
+
+// sweep mends what went wrong since the last one: ends that were not finished,
+// records without a box, boxes without a record.
+func (m *Manager) sweep(ctx context.Context) {
+	m.retryEnds(ctx)
+	if err := m.adoptAll(ctx); err != nil && ctx.Err() == nil {
+		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
+	}
+	m.destroyOrphans(ctx)
+}
+
+func (m *Manager) prune(ctx context.Context) {
+	n, err := m.deps.Store.Prune(ctx, time.Now().Add(-m.cfg.Retention))
+	if err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "old records cannot be deleted", slog.Any("error", err))
+		return
+	}
+	m.log.DebugContext(ctx, "old records deleted", slog.Int("records", n))
+}
+
+// adoptAll takes over every unfinished record of this node that has no entry.
+// Its error is the store's; a sandbox that cannot be taken over now is logged
+// and tried again by the next sweep.
+func (m *Manager) adoptAll(ctx context.Context) error {
+	rows, err := m.deps.Store.Unfinished(ctx)
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.SetLimit(adoptAtOnce)
+	for _, sb := range rows {
+		if sb.Node != m.cfg.Node || m.entry(sb.ID) != nil {
+			continue
+		}
+		g.Go(func() error {
+			if err := m.adopt(ctx, sb); err != nil && ctx.Err() == nil {
+				m.log.ErrorContext(ctx, "sandbox cannot be taken over; will retry",
+					slog.String("sandbox", string(sb.ID)), slog.Any("error", err))
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// adopt takes over one unfinished record without an entry: a running box is
+// opened behind its egress policy, anything else is ended. On an error the
+// record is as it was.
+func (m *Manager) adopt(ctx context.Context, sb Sandbox) error {
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	e := newEntry(sb.ID, sb.Team, abort)
+	m.mu.Lock()
+	if m.entries[sb.ID] != nil {
+		m.mu.Unlock()
+		return nil
+	}
+	m.entries[sb.ID] = e
+	m.mu.Unlock()
+
+	// Between reading the record and making the entry it may have ended.
+	now, err := m.deps.Store.Get(ctx, sb.ID)
+	if err == nil && !now.State.Ended() {
+		sb = now
+		if err = m.takeOver(ctx, e, sb); err == nil {
+			return nil
+		}
+	}
+	m.mu.RLock()
+	killed, why, by, box := e.why != "", e.why, e.by, e.box
+	m.mu.RUnlock()
+	if killed && err != nil {
+		err = m.endTaken(context.WithoutCancel(ctx), sb, box, why, by)
+	}
+	m.forget(e)
+	return err
+}
+
+// takeOver brings e to live, or ends it and forgets it.
+func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
+	end := func(why string) error {
+		if err := m.endTaken(ctx, sb, nil, why, "system"); err != nil {
+			return err
+		}
+		m.forget(e)
+		return nil
+	}
+	switch sb.State {
+	case Pending:
+		if err := m.destroyByID(ctx, string(sb.ID)); err != nil {
+			return err
+		}
+		if err := m.recordInterrupted(ctx, sb.ID); err != nil {
+			return err
+		}
+		m.forget(e)
+		return nil
+	case Killing:
+		return end(sb.Reason)
+	case Running:
+		if !sb.EndsAt.After(time.Now()) {
+			return end(ReasonTimeout)
+		}
+	default:
+		return fmt.Errorf("state %s cannot be taken over: %w", sb.State, errdefs.ErrNotImplemented)
+	}
+	// The policy stands before the box's network is served again.
+	att, err := m.deps.Guard.Attach(ctx, string(sb.ID), sb.Egress)
+	if err != nil {
+		return fmt.Errorf("attach egress: %w", err)
+	}
+	box, err := m.deps.Provider.Open(ctx, sb.Handle, att)
+	if errdefs.IsNotFound(err) {
+		return end(provider.ReasonEngineLost)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+	}
+	if !m.publish(e, box, sb) {
+		return errAborted // adopt ends it with the reason of the kill
+	}
+	m.watch(e, box)
+	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
+	return nil
+}
+
+// endTaken ends a sandbox that was being taken over; box is nil unless it has
+// been opened.
+func (m *Manager) endTaken(ctx context.Context, sb Sandbox, box provider.Box, why, by string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.DestroyTimeout)
+	defer cancel()
+	var err error
+	switch {
+	case box != nil:
+		err = box.Destroy(ctx)
+	case sb.Handle.ID != "":
+		_, err = m.destroy(ctx, sb.Handle)
+	default:
+		err = m.destroyByID(ctx, string(sb.ID))
+	}
+	if err = errors.Join(err, m.deps.Guard.Detach(ctx, string(sb.ID))); err != nil {
+		return err
+	}
+	if err := m.recordKilled(ctx, sb.ID, why, by, audit.Event{}); err != nil {
+		return err
+	}
+	m.log.InfoContext(ctx, "sandbox ended", slog.String("sandbox", string(sb.ID)), slog.String("reason", why))
+	if f := m.deps.Metrics.Ended; f != nil {
+		f(why)
+	}
+	return nil
+}
+
+// recordInterrupted fails a record whose create did not outlive its process.
+func (m *Manager) recordInterrupted(ctx context.Context, id ID) error {
+	now := clock()
+	_, err := m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
+		if s.State != Pending {
+			return audit.Event{}, errEnded
+		}
+		s.State, s.Reason, s.EndedAt = Failed, "server stopped while the sandbox was being created", now
+		return audit.Event{Type: "sandbox.failed", At: now, Actor: "system", Reason: "interrupted"}, nil
+	})
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+// destroyByID destroys the provider's box of that name, if there is one.
+func (m *Manager) destroyByID(ctx context.Context, id string) error {
+	handles, err := m.deps.Provider.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list boxes: %w", err)
+	}
+	for _, h := range handles {
+		if h.ID == id {
+			_, err := m.destroy(ctx, h)
+			return err
+		}
+	}
+	return nil
+}
+
+// destroy removes a box that is not open, behind a network that leads nowhere,
+// and reports whether there was one.
+func (m *Manager) destroy(ctx context.Context, h provider.Handle) (bool, error) {
+	box, err := m.deps.Provider.Open(ctx, h, nowhere{})
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open box: %w", err)
+	}
+	if err := box.Destroy(ctx); err != nil {
+		return true, fmt.Errorf("destroy box: %w", err)
+	}
+	return true, nil
+}
+
+// destroyOrphans destroys boxes that no unfinished record stands for, and ends
+// sandboxes whose box the provider does not know any more.
+func (m *Manager) destroyOrphans(ctx context.Context) {
+	m.mu.RLock()
+	before := make(map[string]*entry, len(m.entries))
+	for id, e := range m.entries {
+		if e.phase == live {
+			before[string(id)] = e
+		}
+	}
+	m.mu.RUnlock()
+	handles, err := m.deps.Provider.List(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			m.log.ErrorContext(ctx, "boxes cannot be listed", slog.Any("error", err))
+		}
+		return
+	}
+	for _, h := range handles {
+		if e := before[h.ID]; e != nil {
+			m.mu.Lock()
+			e.missed = 0
+			m.mu.Unlock()
+			delete(before, h.ID)
+			continue
+		}
+		if err := m.destroyOrphan(ctx, h); err != nil && ctx.Err() == nil {
+			m.log.ErrorContext(ctx, "orphaned box cannot be destroyed; will retry", slog.String("box", h.ID), slog.Any("error", err))
+		}
+	}
+	for _, e := range before {
+		m.mu.Lock()
+		e.missed++
+		lost := e.missed >= missedLimit
+		m.mu.Unlock()
+		if !lost {
+			continue
+		}
+		if _, asked := m.askEnd(e, provider.ReasonEngineLost, "system"); asked {
+			_ = m.finishEnd(ctx, e, audit.Event{}, false) // logged there; the next sweep retries
+		}
+	}
+}
+
+func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
+	// An entry exists from before a box is created until after it is destroyed.
+	if m.entry(ID(h.ID)) != nil {
+		return nil
+	}
+	sb, err := m.deps.Store.Get(ctx, ID(h.ID))
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if err == nil && !sb.State.Ended() {
+		return nil // another node's, or the next sweep takes it over
+	}
+	was, err := m.destroy(ctx, h)
+	if err != nil || !was {
+		return err
+	}
+	m.log.WarnContext(ctx, "orphaned box destroyed", slog.String("box", h.ID))
+	return m.deps.Store.Record(ctx, audit.Event{
+		Type: "sandbox.orphan_destroyed", Team: string(sb.Team), Actor: "system", SandboxID: h.ID, Reason: "orphaned",
+	})
+}
+
+// nowhere is the network of a box that is opened only to be destroyed.
+type nowhere struct{}
+
+var _ egress.Attachment = nowhere{}
+
+// TCP implements egress.Attachment.
+func (nowhere) TCP(_ context.Context, f egress.Flow) { f.Reject() }
+
+// DNS implements egress.Attachment.
+func (nowhere) DNS(context.Context, []byte) []byte { return nil }
+
+// DroppedUDP implements egress.Attachment.
+func (nowhere) DroppedUDP(netip.AddrPort) {}
