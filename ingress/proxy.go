@@ -1,0 +1,129 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/sandbox"
+)
+
+// proxy passes the request to the sandbox port and the response back, neither
+// of them buffered. It panics with http.ErrAbortHandler to break the client's
+// connection.
+func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Live, to target) {
+	b := h.boxOf(live)
+	if r.ProtoMajor == 1 && r.ContentLength == -1 {
+		// A client that streams its body may want answers before it has ended.
+		_ = http.NewResponseController(w).EnableFullDuplex() // not every writer can, and most requests need not
+	}
+	p := httputil.ReverseProxy{
+		Transport:     b.transport,
+		FlushInterval: -1,
+		BufferPool:    buffers{},
+		Rewrite:       func(pr *httputil.ProxyRequest) { rewrite(pr, live, to) },
+		ErrorHandler:  func(w http.ResponseWriter, r *http.Request, err error) { h.failed(w, r, b, to, err) },
+		ErrorLog:      slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+	}
+	if to.shared && to.port == agentPort && r.URL.Path == "/files" {
+		p.ModifyResponse = tameFile
+	}
+	p.ServeHTTP(w, r)
+}
+
+// rewrite turns the client's request into the guest's.
+func rewrite(pr *httputil.ProxyRequest, live *sandbox.Live, to target) {
+	port := strconv.Itoa(int(to.port))
+	pr.Out.URL.Scheme = "http"
+	pr.Out.URL.Host = string(to.id) + ":" + port
+	pr.Out.URL.RawQuery = pr.In.URL.RawQuery // byte for byte: the guest parses it, not we
+	pr.Out.Host = pr.In.Host
+	if live.MaskRequestHost != "" {
+		pr.Out.Host = strings.ReplaceAll(live.MaskRequestHost, "${PORT}", port)
+	}
+	pr.SetXForwarded()
+	stripPrivate(pr.Out.Header)
+}
+
+// failed answers a request that never got a response from the guest.
+func (h *Handler) failed(w http.ResponseWriter, r *http.Request, b *box, to target, err error) {
+	if b.ctx.Err() != nil || errors.Is(err, context.Canceled) || r.Context().Err() != nil {
+		// The sandbox went while the request was under way, or the client did.
+		panic(http.ErrAbortHandler)
+	}
+	if errors.Is(err, provider.ErrPortClosed) {
+		portClosed(to).write(w, r)
+		return
+	}
+	h.log.DebugContext(r.Context(), "sandbox did not answer", slog.String("sandbox", string(to.id)),
+		slog.Int("port", int(to.port)), slog.Any("error", err))
+	answer{
+		status: http.StatusBadGateway, id: to.id, port: to.port,
+		message: "The sandbox is running but the server on the port broke the connection",
+		title:   "No answer from the sandbox",
+	}.write(w, r)
+}
+
+// tameFile keeps a guest's file from acting as a page of a host that many
+// sandboxes and the API share (decisions.md 20).
+func tameFile(resp *http.Response) error {
+	h := resp.Header
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "sandbox")
+	for _, name := range []string{
+		"Set-Cookie", "Clear-Site-Data", "Service-Worker-Allowed", "Refresh", "Link",
+		"Location", "Strict-Transport-Security", "Alt-Svc", "Public-Key-Pins",
+	} {
+		h.Del(name)
+	}
+	if len(h["Content-Type"]) > 1 {
+		h.Set("Content-Type", "application/octet-stream")
+	}
+	if resp.StatusCode >= http.StatusMultipleChoices || !active(h.Get("Content-Type")) {
+		return nil
+	}
+	_, params, err := mime.ParseMediaType(h.Get("Content-Disposition"))
+	disposition := mime.FormatMediaType("attachment", params)
+	if err != nil || disposition == "" {
+		disposition = "attachment"
+	}
+	h.Set("Content-Disposition", disposition)
+	return nil
+}
+
+// active reports a type that a browser may run or render with scripts; what is
+// not known to be harmless counts as active.
+func active(contentType string) bool {
+	t, _, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return true
+	}
+	switch t {
+	case "text/plain", "application/json", "application/octet-stream", "text/csv":
+		return false
+	case "image/svg+xml":
+		return true
+	}
+	kind, _, _ := strings.Cut(t, "/")
+	return kind != "image" && kind != "audio" && kind != "video" && kind != "font"
+}
+
+const bufferSize = 128 << 10
+
+var pool = sync.Pool{New: func() any { return new([bufferSize]byte) }} //nolint:gochecknoglobals // a free list
+
+// buffers lends the proxy what it copies with.
+type buffers struct{}
+
+// Get implements httputil.BufferPool.
+func (buffers) Get() []byte { return pool.Get().(*[bufferSize]byte)[:] }
+
+// Put implements httputil.BufferPool.
+func (buffers) Put(b []byte) { pool.Put((*[bufferSize]byte)(b)) }
