@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import http from 'node:http';
 import { test } from 'node:test';
-import { Sandbox, agent, byHost, eventually, guest, sandbox, sandboxUrl, serve, unknownSandbox } from './harness.mjs';
+import { Sandbox, agent, byHost, eventually, guest, listening, sandbox, sandboxUrl, serve, unknownSandbox } from './harness.mjs';
 
 test('the header form', async (t) => {
   const box = await sandbox(t);
@@ -105,7 +105,7 @@ class Drip(BaseHTTPRequestHandler):
 HTTPServer(('0.0.0.0', 8201), Drip).serve_forever()
 `);
   await box.commands.run('python3 drip.py', { background: true, timeoutMs: 0 });
-  await box.commands.run("for i in $(seq 200); do ss -Hltn 'sport = :8201' | grep -q . && exit 0; sleep 0.05; done; exit 1");
+  await listening(box, 8201);
   const res = await guest(box, 8201, '/');
   let first;
   let text = '';
@@ -142,7 +142,7 @@ while True:
         c.sendall(data[::-1])
 `);
   await box.commands.run('python3 ws.py', { background: true, timeoutMs: 0 });
-  await box.commands.run("for i in $(seq 200); do ss -Hltn 'sport = :8202' | grep -q . && exit 0; sleep 0.05; done; exit 1");
+  await listening(box, 8202);
   const key = randomBytes(16).toString('base64');
   const base = new URL(sandboxUrl);
   const socket = await new Promise((resolve, reject) => {
@@ -259,7 +259,7 @@ class Hang(BaseHTTPRequestHandler):
 HTTPServer(('0.0.0.0', 8203), Hang).serve_forever()
 `);
   await box.commands.run('python3 hang.py', { background: true, timeoutMs: 0 });
-  await box.commands.run("for i in $(seq 200); do ss -Hltn 'sport = :8203' | grep -q . && exit 0; sleep 0.05; done; exit 1");
+  await listening(box, 8203);
   const res = await guest(box, 8203, '/');
   const reading = assert.rejects(res.text(), /terminated|aborted|reset/);
   const started = Date.now();

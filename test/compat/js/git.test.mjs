@@ -2,7 +2,7 @@
 // the remote.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { eventually, fails, sandbox } from './harness.mjs';
+import { eventually, fails, listening, sandbox } from './harness.mjs';
 
 const author = { authorName: 'Ada', authorEmail: 'ada@example.com' };
 
@@ -151,7 +151,7 @@ class Deny(BaseHTTPRequestHandler):
 HTTPServer(('127.0.0.1', 8099), Deny).serve_forever()
 `);
   await box.commands.run('python3 deny.py', { background: true, timeoutMs: 0 });
-  await box.commands.run("for i in $(seq 200); do ss -Hltn 'sport = :8099' | grep -q . && exit 0; sleep 0.05; done; exit 1");
+  await listening(box, 8099);
   await fails(box.git.clone('http://127.0.0.1:8099/private.git'), 'GitAuthError');
   await fails(box.git.clone('http://127.0.0.1:8099/private.git', { username: 'u', password: 'wrong' }), 'GitAuthError');
 });

@@ -227,14 +227,23 @@ export function byHost(host, path, headers = {}) {
   });
 }
 
+// listening returns once something inside the box accepts on a port of its
+// loopback.
+export function listening(box, port) {
+  return box.commands.run(
+    `for i in $(seq 200); do
+       for host in 127.0.0.1 ::1; do (exec 3<>/dev/tcp/$host/${port}) 2>/dev/null && exit 0; done
+       sleep 0.05
+     done; exit 1`,
+  );
+}
+
 // serve starts a web server inside a box and returns when it listens.
 export async function serve(box, port, bind = '0.0.0.0', dir = '/home/user') {
   const handle = await box.commands.run(`python3 -u -m http.server ${port} --bind ${bind} --directory ${dir}`, {
     background: true,
     timeoutMs: 0,
   });
-  await box.commands.run(
-    `for i in $(seq 200); do ss -Hltn 'sport = :${port}' | grep -q . && exit 0; sleep 0.05; done; exit 1`,
-  );
+  await listening(box, port);
   return handle;
 }
