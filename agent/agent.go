@@ -25,9 +25,12 @@ import (
 	"github.com/caisson-dev/caisson/agent/account"
 	"github.com/caisson-dev/caisson/agent/child"
 	"github.com/caisson-dev/caisson/agent/control"
+	"github.com/caisson-dev/caisson/agent/filesystem"
 	"github.com/caisson-dev/caisson/agent/forward"
+	"github.com/caisson-dev/caisson/agent/metadata"
 	"github.com/caisson-dev/caisson/agent/process"
 	"github.com/caisson-dev/caisson/agent/session"
+	"github.com/caisson-dev/caisson/agent/transfer"
 	"github.com/caisson-dev/caisson/agent/version"
 )
 
@@ -55,7 +58,10 @@ type Config struct {
 	Guest Guest
 	// Dial replaces net.Dialer for guest ports; nil for the default.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	Log  *slog.Logger
+	// MetadataFile keeps the metadata of files that the file system cannot
+	// hold; empty keeps it in memory.
+	MetadataFile string
+	Log          *slog.Logger
 }
 
 // Guest applies an identity to the machine that the agent runs in.
@@ -69,10 +75,13 @@ type Agent struct {
 	sess     *session.Session
 	launcher *child.Launcher
 	procs    *process.Service
+	files    *filesystem.Service
+	transfer *transfer.Service
 	forward  *forward.Forwarder
 	server   *http.Server
 	control  *control.Server
 	idle     idleConns
+	cpu      cpuMeter
 
 	initMu sync.Mutex // held over Init and Freeze, which must not interleave
 }
@@ -92,6 +101,9 @@ func New(cfg Config) (*Agent, error) {
 		forward:  forward.New(cfg.Dial, cfg.Log),
 	}
 	a.procs = process.New(a.sess, a.launcher, cfg.Path, a.emit, cfg.Log)
+	meta := metadata.New(cfg.MetadataFile)
+	a.files = filesystem.New(a.sess, meta, cfg.Log)
+	a.transfer = transfer.New(a.sess, meta, cfg.Log)
 	if cfg.Control != nil {
 		a.control = control.NewServer(cfg.Control, a, cfg.Log)
 	}
@@ -140,6 +152,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	_ = a.server.Close()
 	a.forward.Close()
+	a.files.Close()
 	wg.Wait()
 	a.procs.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {

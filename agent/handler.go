@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/caisson-dev/caisson/gen/filesystem/filesystemconnect"
 	"github.com/caisson-dev/caisson/gen/process/processconnect"
 )
 
@@ -32,7 +33,10 @@ func (a *Agent) handler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(processconnect.NewProcessHandler(a.procs, opts...))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(a.files, opts...))
+	a.transfer.Register(mux)
 	mux.HandleFunc("GET /envs", a.envs)
+	mux.HandleFunc("GET /metrics", a.metrics)
 
 	guarded := a.authorize(normalize(mux))
 	door := http.NewServeMux()

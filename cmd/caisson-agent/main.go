@@ -78,6 +78,7 @@ func run(o options) error {
 	cfg := agent.Config{Mode: child.Embedded, Path: os.Getenv("PATH"), Log: log}
 	if os.Getpid() == 1 {
 		cfg.Mode = child.Guest
+		cfg.MetadataFile = "/var/lib/caisson-agent/metadata.json"
 		cfg.Guest = machine.Machine{Root: "/", Kernel: true, Log: log}
 		prefer(log)
 	}
