@@ -82,6 +82,7 @@ type Agent struct {
 	control  *control.Server
 	idle     idleConns
 	cpu      cpuMeter
+	requests requests
 
 	initMu sync.Mutex // held over Init and Freeze, which must not interleave
 }
@@ -111,7 +112,7 @@ func New(cfg Config) (*Agent, error) {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	a.server = &http.Server{
-		Handler:           a.handler(),
+		Handler:           a.requests.count(a.handler()),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: 30 * time.Second,
 		IdleTimeout:       idleTimeout,
@@ -122,11 +123,11 @@ func New(cfg Config) (*Agent, error) {
 	return a, nil
 }
 
-// Run serves until ctx ends, then kills every command and returns when nothing
+// Run serves until parent ends, then kills every command and returns when nothing
 // of the agent runs any more. It fails when a part fails; the loss of the
 // control channel is none, because the server may come back.
-func (a *Agent) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (a *Agent) Run(parent context.Context) error {
+	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	part := func(name string, run func() error) {
@@ -155,10 +156,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.files.Close()
 	wg.Wait()
 	a.procs.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
+	a.requests.wait()
+	if parent.Err() != nil {
+		return nil
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // serveControl serves the channel until ctx ends or a pipe in this process was

@@ -93,12 +93,12 @@ func New(mode Mode) *Launcher {
 	}
 }
 
-// Run serves Start until ctx ends, then kills what still runs and returns when
+// Run serves Start until parent ends, then kills what still runs and returns when
 // all of it is reaped. In Guest mode it fails at once if commands could not be
 // confined.
-func (l *Launcher) Run(ctx context.Context) error {
+func (l *Launcher) Run(parent context.Context) error {
 	defer close(l.stopped)
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	var forks, reaper sync.WaitGroup
 	for range forkThreads {
@@ -110,10 +110,10 @@ func (l *Launcher) Run(ctx context.Context) error {
 	forks.Wait()
 	l.killAll()
 	reaper.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
+	if parent.Err() != nil {
+		return nil
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // Start forks and executes spec as leader of a session of its own. The error
