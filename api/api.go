@@ -7,7 +7,6 @@ package api
 
 import (
 	"context"
-	"crypto/rand"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/internal/clientaddr"
+	"github.com/caisson-dev/caisson/telemetry"
 )
 
 // MaxBody is the most a request body may hold, in bytes.
@@ -33,7 +33,8 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, key string) (identity.Principal, error)
 }
 
-// Config makes a Handler. All but Limiter and Failures are needed.
+// Config makes a Handler. All but Limiter, Failures and
+// Observe are needed.
 type Config struct {
 	Auth Authenticator
 	// Limiter bounds requests per API key; nil bounds nothing.
@@ -48,7 +49,9 @@ type Config struct {
 	E2B, Native http.Handler
 	// Spec is served at /native/v1/openapi.yaml.
 	Spec []byte
-	Log  *slog.Logger
+	// Observe is told of every answer; nil tells nobody.
+	Observe func(status int, took time.Duration)
+	Log     *slog.Logger
 }
 
 // Handler returns the whole API.
@@ -67,7 +70,7 @@ func Handler(c Config) http.Handler {
 // reason (decisions.md 31).
 func (c Config) health(w http.ResponseWriter, r *http.Request) {
 	if err := c.Health(r.Context()); err != nil {
-		p := apierr.Describe(err, RequestID(r.Context()))
+		p := apierr.Describe(err, telemetry.RequestID(r.Context()))
 		message := err.Error()
 		if e, ok := err.(*apierr.Error); ok { //nolint:errorlint // only a deliberate public text replaces the reason
 			message = e.Message
@@ -144,10 +147,7 @@ func keyOf(h http.Header) string {
 	return strings.TrimSpace(rest)
 }
 
-type (
-	callerKey    struct{}
-	requestIDKey struct{}
-)
+type callerKey struct{}
 
 type caller struct {
 	who identity.Principal
@@ -165,25 +165,17 @@ func CallerKey(ctx context.Context) string {
 	return ctx.Value(callerKey{}).(caller).key
 }
 
-// RequestID returns the id under which the request is logged.
-func RequestID(ctx context.Context) string {
-	id, _ := ctx.Value(requestIDKey{}).(string)
-	return id
-}
-
 // WriteError answers with err in the form of the face that the path belongs to.
 func WriteError(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
 	if r.Context().Err() != nil && apierr.Status(err) >= http.StatusInternalServerError {
 		err = context.Canceled // the caller left; nothing is wrong here
 	}
 	if strings.HasPrefix(r.URL.Path, NativePrefix+"/") {
-		apierr.WriteNative(w, r, log, RequestID(r.Context()), err)
+		apierr.WriteNative(w, r, log, telemetry.RequestID(r.Context()), err)
 		return
 	}
-	apierr.Write(w, r, log, RequestID(r.Context()), err)
+	apierr.Write(w, r, log, telemetry.RequestID(r.Context()), err)
 }
-
-func newRequestID() string { return strings.ToLower(rand.Text()[:16]) }
 
 // TooFast is the error of a request that its limiter refused.
 func TooFast(q identity.Quota, what string) error {

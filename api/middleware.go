@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -12,20 +11,24 @@ import (
 
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/telemetry"
 )
 
 // outer wraps every request, authenticated or not: id, log line, CORS, panics.
 func (c Config) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		id := newRequestID()
-		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
+		id := telemetry.NewRequestID()
+		r = r.WithContext(telemetry.WithRequestID(r.Context(), id))
 		rec := &recorder{ResponseWriter: w}
 		rec.Header().Set("X-Request-Id", id)
 		defer func() {
 			c.recovered(rec, r, recover())
+			if c.Observe != nil {
+				c.Observe(rec.status, time.Since(start))
+			}
 			c.Log.LogAttrs(r.Context(), slog.LevelDebug, "request",
-				slog.String("request", id), slog.String("method", r.Method), slog.String("path", r.URL.Path),
+				slog.String("method", r.Method), slog.String("path", r.URL.Path),
 				slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
 				slog.Duration("took", time.Since(start)), slog.String("team", string(rec.team)))
 		}()
@@ -47,8 +50,7 @@ func (c Config) recovered(rec *recorder, r *http.Request, v any) {
 	if v == http.ErrAbortHandler { //nolint:errorlint // the server compares it this way too
 		panic(v)
 	}
-	c.Log.ErrorContext(r.Context(), "panic in a handler", slog.String("request", RequestID(r.Context())),
-		slog.String("path", r.URL.Path), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+	c.Log.ErrorContext(r.Context(), "panic in a handler", slog.String("path", r.URL.Path), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 	if rec.status != 0 {
 		panic(http.ErrAbortHandler)
 	}

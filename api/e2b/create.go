@@ -4,34 +4,24 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/caisson-dev/caisson/api"
-	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/gen/e2bapi"
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/template"
 )
 
 // Defaults of a create that names no timeout (decisions.md 30).
 const (
 	timeoutV1 = 15
 	timeoutV2 = 300
-)
-
-// Bounds of what travels into every sandbox.
-const (
-	maxMetadata = 64 << 10
-	maxEnv      = 1 << 20
-	// maxEnvVar is what the kernel takes as one string of an environment.
-	maxEnvVar = 128<<10 - 1
 )
 
 // CreateSandboxV1 implements e2bapi.StrictServerInterface.
@@ -54,7 +44,7 @@ func (s *server) CreateSandbox(ctx context.Context, r e2bapi.CreateSandboxReques
 
 func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeout int32) (e2bapi.SandboxJSONResponse, error) {
 	who := api.Caller(ctx)
-	req, err := s.request(*in, defaultTimeout, string(who.Team))
+	req, err := s.request(*in, defaultTimeout)
 	if err != nil {
 		return e2bapi.SandboxJSONResponse{}, err
 	}
@@ -63,22 +53,46 @@ func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeo
 	}
 	box, err := s.Sandboxes.Create(ctx, who, req)
 	if errdefs.IsNotFound(err) {
-		return e2bapi.SandboxJSONResponse{}, apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", in.TemplateID).WithCause(err)
+		return e2bapi.SandboxJSONResponse{}, noTemplate(in.TemplateID).WithCause(err)
 	}
 	if err != nil {
-		return e2bapi.SandboxJSONResponse{}, err
+		return e2bapi.SandboxJSONResponse{}, wireField(err)
 	}
 	return s.wire(box)
 }
 
+// wireField gives a field that the Manager blames the name it has on the wire.
+func wireField(err error) error {
+	e, ok := errors.AsType[*apierr.Error](err)
+	names := map[string]string{"env": "envVars", "template": "templateID"}
+	if !ok || names[e.Field] == "" {
+		return err
+	}
+	c := *e
+	c.Field = names[e.Field]
+	c.Message = strings.Replace(e.Message, e.Field, c.Field, 1)
+	return &c
+}
+
+// clip bounds text of a request that an error repeats.
+func clip(s string) string {
+	const most = 200
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "..."
+}
+
 // request checks a create and turns it into the Manager's terms.
-func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32, team string) (sandbox.CreateRequest, error) {
+func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.CreateRequest, error) {
 	if err := refuseUnbuilt(in); err != nil {
 		return sandbox.CreateRequest{}, err
 	}
-	ref, err := templateRef("templateID", in.TemplateID, team)
-	if err != nil {
-		return sandbox.CreateRequest{}, err
+	if strings.TrimSpace(in.TemplateID) == "" {
+		return sandbox.CreateRequest{}, apierr.New(errdefs.ErrInvalidArgument, "validation error: templateID is missing")
+	}
+	if _, err := template.ParseReference(in.TemplateID); err != nil {
+		return sandbox.CreateRequest{}, apierr.Field("templateID", "%q is not [namespace/]name[:tag]", clip(in.TemplateID)).WithCause(err)
 	}
 	n := defaultTimeout
 	if in.Timeout != nil {
@@ -91,9 +105,6 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32, team string
 	if in.Timeout == nil && s.MaxTimeout > 0 {
 		ttl = min(ttl, s.MaxTimeout)
 	}
-	if err := checkMaps(in.Metadata, in.EnvVars); err != nil {
-		return sandbox.CreateRequest{}, err
-	}
 	network := sandbox.Network{AllowInternet: in.AllowInternetAccess}
 	if w := in.Network; w != nil {
 		network.AllowOut, network.DenyOut = w.AllowOut, w.DenyOut
@@ -103,11 +114,8 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32, team string
 			return sandbox.CreateRequest{}, err
 		}
 	}
-	if err := s.checkEgress("network.", network); err != nil {
-		return sandbox.CreateRequest{}, err
-	}
 	return sandbox.CreateRequest{
-		Template: ref, Timeout: ttl, Env: in.EnvVars, Metadata: in.Metadata, Network: network,
+		Template: in.TemplateID, Timeout: ttl, Env: in.EnvVars, Metadata: in.Metadata, Network: network,
 	}, nil
 }
 
@@ -130,6 +138,7 @@ func refuseUnbuilt(in e2bapi.NewSandbox) error {
 		{"autoResume", in.AutoResume != nil && in.AutoResume.Enabled, "resuming on traffic"},
 		{"network.rules", given(network.Rules), "rewriting requests"},
 		{"network.egressProxy", given(network.EgressProxy), "a proxy for outgoing traffic"},
+		{"network.dnsServers", given(network.DnsServers), "choosing name servers"},
 		{"network.httpsPorts", len(network.HttpsPorts) > 0, "TLS to ports inside"},
 		{"volumeMounts", len(in.VolumeMounts) > 0, "mounting volumes"},
 		{"iam", given(in.Iam), "workload identity"},
@@ -152,100 +161,6 @@ func given(raw json.RawMessage) bool {
 		return false
 	}
 	return true
-}
-
-// templateRef normalises [namespace/]name[:tag] and drops a namespace that
-// means the caller's own team or the stock templates.
-func templateRef(field, ref, team string) (string, error) {
-	ref = strings.ToLower(strings.TrimSpace(ref))
-	if ref == "" {
-		return "", apierr.New(errdefs.ErrInvalidArgument, "validation error: %s is missing", field)
-	}
-	rest := ref
-	namespace, name, ok := strings.Cut(rest, "/")
-	if ok {
-		if !onlyOf(namespace, lowerAlnum+"-_") {
-			return "", apierr.Field(field, "%q is not [namespace/]name[:tag]", ref)
-		}
-		rest = name
-	}
-	name, tag, tagged := strings.Cut(rest, ":")
-	if len(name) > 128 || !onlyOf(name, lowerAlnum+"-_") || (tagged && !onlyOf(tag, lowerAlnum+"-_.")) {
-		return "", apierr.Field(field, "%q is not [namespace/]name[:tag] of letters, digits, - and _", ref)
-	}
-	if ok && namespace != team && namespace != "default" {
-		return "", apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", ref)
-	}
-	return rest, nil
-}
-
-func onlyOf(s, set string) bool { return s != "" && strings.Trim(s, set) == "" }
-
-func checkMaps(metadata, env map[string]string) error {
-	if size(metadata) > maxMetadata {
-		return apierr.Exceeds("metadata", "metadata", "keys and values together must be at most %d bytes", maxMetadata)
-	}
-	if size(env) > maxEnv {
-		return apierr.Exceeds("envVars", "env", "names and values together must be at most %d bytes", maxEnv)
-	}
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		switch value := env[name]; {
-		case name == "" || strings.ContainsAny(name, "=\x00"):
-			return apierr.Field("envVars", "%q is not the name of a variable", name)
-		case strings.ContainsRune(value, 0):
-			return apierr.Field("envVars", "the value of %q holds a NUL byte", name)
-		case len(name)+len(value)+1 > maxEnvVar:
-			return apierr.Exceeds("envVars", "env", "%q is longer than %d bytes", name, maxEnvVar)
-		}
-	}
-	return nil
-}
-
-func size(m map[string]string) int {
-	n := 0
-	for k, v := range m {
-		n += len(k) + len(v)
-	}
-	return n
-}
-
-// everything is how E2B spells "deny all but what is allowed".
-const everything = "0.0.0.0/0"
-
-// checkEgress holds the rules that only this wire has; the policy compiler
-// checks the rest.
-func (s *server) checkEgress(prefix string, n sandbox.Network) error {
-	for _, d := range n.DenyOut {
-		if d == everything {
-			continue
-		}
-		ip, ok := parseNet(d)
-		if !ok {
-			return apierr.Field(prefix+"denyOut", "%q is not an address or CIDR; names can only be allowed", d)
-		}
-		if ip.IsUnspecified() {
-			return apierr.Field(prefix+"denyOut", "%q: of the unspecified addresses only %s is understood", d, everything)
-		}
-	}
-	closed := s.EgressDefault != egress.Allow || slices.Contains(n.DenyOut, everything) ||
-		(n.AllowInternet != nil && !*n.AllowInternet)
-	if closed {
-		return nil
-	}
-	for _, a := range n.AllowOut {
-		if _, ok := parseNet(a); !ok {
-			return apierr.Field(prefix+"allowOut", "%q is a name: names have an effect only when denyOut has %s", a, everything)
-		}
-	}
-	return nil
-}
-
-func parseNet(s string) (netip.Addr, bool) {
-	if p, err := netip.ParsePrefix(s); err == nil {
-		return p.Addr(), true
-	}
-	a, err := netip.ParseAddr(s)
-	return a, err == nil
 }
 
 func checkMask(mask string) error {

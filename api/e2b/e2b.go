@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/caisson-dev/caisson/api"
-	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/gen/e2bapi"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
@@ -53,9 +52,8 @@ type Config struct {
 	// PublicDomain is returned as domain, so that links of clients point here.
 	PublicDomain string
 	// AgentVersion is returned as envdVersion.
-	AgentVersion  string
-	MaxTimeout    time.Duration
-	EgressDefault egress.Verdict
+	AgentVersion string
+	MaxTimeout   time.Duration
 	// Resources are shown for templates that set none of their own.
 	Resources provider.Resources
 	Log       *slog.Logger

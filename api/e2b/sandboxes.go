@@ -138,11 +138,7 @@ func (s *server) templateID(ctx context.Context, who identity.Principal, ref str
 	if strings.Contains(ref, ":") {
 		return "", apierr.Field("template", "%q has a tag; filter by name or id", ref)
 	}
-	ref, err := templateRef("template", ref, string(who.Team))
-	if err != nil {
-		return "", err
-	}
-	t, err := s.Templates.GetTemplate(ctx, who.Team, ref)
+	t, err := s.find(ctx, who, "template", ref)
 	return t.ID, err
 }
 
@@ -286,9 +282,6 @@ func (s *server) UpdateNetwork(ctx context.Context, r e2bapi.UpdateNetworkReques
 	}
 	n := sandbox.Network{
 		AllowInternet: r.Body.AllowInternetAccess, AllowOut: r.Body.AllowOut, DenyOut: r.Body.DenyOut,
-	}
-	if err := s.checkEgress("", n); err != nil {
-		return nil, err
 	}
 	if err := s.Sandboxes.UpdateNetwork(ctx, api.Caller(ctx), id, n); err != nil {
 		return nil, about(id, err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -43,7 +44,7 @@ func (s *server) ListTemplates(ctx context.Context, r e2bapi.ListTemplatesReques
 	}
 	after := ""
 	if r.Params.NextToken != nil {
-		if after = *r.Params.NextToken; !onlyOf(after, lowerAlnum) {
+		if after = *r.Params.NextToken; after == "" || strings.Trim(after, lowerAlnum) != "" {
 			return nil, apierr.Field("nextToken", "is not one that this server gave")
 		}
 	}
@@ -121,23 +122,38 @@ func names(t template.Template) []string {
 	return out
 }
 
-// find resolves a template by id or name for the caller.
-func (s *server) find(ctx context.Context, ref string) (template.Template, error) {
-	who := api.Caller(ctx)
-	norm, err := templateRef("template", ref, string(who.Team))
+// find resolves a template by id or name for the caller; field names the
+// member or parameter in errors.
+func (s *server) find(ctx context.Context, who identity.Principal, field, text string) (template.Template, error) {
+	ref, err := template.ParseReference(text)
+	if err != nil {
+		return template.Template{}, apierr.Field(field, "%q is not [namespace/]name[:tag]", clip(text)).WithCause(err)
+	}
+	if ref.Tag != template.DefaultTag {
+		return template.Template{}, noTemplate(text)
+	}
+	owner := cmp.Or(identity.TeamID(ref.Namespace), who.Team)
+	t, err := s.Templates.GetTemplate(ctx, owner, ref.Name)
+	if errdefs.IsNotFound(err) {
+		return template.Template{}, noTemplate(text)
+	}
 	if err != nil {
 		return template.Template{}, err
 	}
-	t, err := s.Templates.GetTemplate(ctx, who.Team, norm)
-	if errdefs.IsNotFound(err) {
-		return t, apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", ref)
+	// The store answers for owner; what the caller may see is decided here.
+	if (ref.Namespace != "" && t.Team != owner) || (t.Team != who.Team && !t.Public) {
+		return template.Template{}, noTemplate(text)
 	}
-	return t, err
+	return t, nil
+}
+
+func noTemplate(ref string) *apierr.Error {
+	return apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", clip(ref))
 }
 
 // GetTemplate implements e2bapi.StrictServerInterface.
 func (s *server) GetTemplate(ctx context.Context, r e2bapi.GetTemplateRequestObject) (e2bapi.GetTemplateResponseObject, error) {
-	t, err := s.find(ctx, r.Id)
+	t, err := s.find(ctx, api.Caller(ctx), "templateID", r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +182,7 @@ func (s *server) GetTemplate(ctx context.Context, r e2bapi.GetTemplateRequestObj
 
 // GetTemplateAlias implements e2bapi.StrictServerInterface.
 func (s *server) GetTemplateAlias(ctx context.Context, r e2bapi.GetTemplateAliasRequestObject) (e2bapi.GetTemplateAliasResponseObject, error) {
-	t, err := s.find(ctx, r.Alias)
+	t, err := s.find(ctx, api.Caller(ctx), "alias", r.Alias)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +191,7 @@ func (s *server) GetTemplateAlias(ctx context.Context, r e2bapi.GetTemplateAlias
 
 // DeleteTemplate implements e2bapi.StrictServerInterface.
 func (s *server) DeleteTemplate(ctx context.Context, r e2bapi.DeleteTemplateRequestObject) (e2bapi.DeleteTemplateResponseObject, error) {
-	t, err := s.find(ctx, r.Id)
+	t, err := s.find(ctx, api.Caller(ctx), "templateID", r.Id)
 	if err != nil {
 		return nil, err
 	}

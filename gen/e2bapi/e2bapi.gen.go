@@ -121,6 +121,9 @@ type NewNetwork struct {
 	AllowPublicTraffic *bool    `json:"allowPublicTraffic,omitempty"`
 	DenyOut            []string `json:"denyOut,omitempty"`
 
+	// DnsServers A member that is recognised and refused.
+	DnsServers Opaque `json:"dnsServers,omitempty"`
+
 	// EgressProxy A member that is recognised and refused.
 	EgressProxy     Opaque `json:"egressProxy,omitempty"`
 	HttpsPorts      []int  `json:"httpsPorts,omitempty"`

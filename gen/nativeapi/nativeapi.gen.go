@@ -168,6 +168,9 @@ func (e StatusEgressDefault) Valid() bool {
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
 	Name string `json:"name"`
+
+	// Team When given it must be the caller's own; keys of other teams are made on the server with `caisson key create`.
+	Team string `json:"team,omitempty"`
 }
 
 // CreateSandbox defines model for CreateSandbox.

@@ -49,7 +49,7 @@ func report(w http.ResponseWriter, r *http.Request, log *slog.Logger, requestID 
 		RetryAfter(w.Header(), e.RetryAfter)
 	}
 	if p.Internal {
-		log.ErrorContext(r.Context(), "request failed", slog.String("request", requestID),
+		log.ErrorContext(r.Context(), "request failed", slog.String("reference", requestID),
 			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
 	}
 	return p
