@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"syscall"
@@ -21,6 +22,9 @@ import (
 	"github.com/caisson-dev/caisson/engine/spawner"
 )
 
+// exitRunning is the exit status when another engine serves the directory.
+const exitRunning = 3
+
 func main() {
 	// First, and cheaply: a starting sandbox comes through here three times.
 	if sentry.Invoked(os.Args) {
@@ -30,7 +34,7 @@ func main() {
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "caisson-engine:", err)
 		if errors.Is(err, daemon.ErrRunning) {
-			os.Exit(3)
+			os.Exit(exitRunning)
 		}
 		os.Exit(1)
 	}
@@ -38,11 +42,13 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: caisson-engine {daemon | version}")
+		return errors.New("usage: caisson-engine {daemon | launch | version}")
 	}
 	switch args[0] {
 	case "daemon":
 		return runDaemon(args[1:])
+	case "launch":
+		return launch(args[1:])
 	case "spawner":
 		return runSpawner(args[1:])
 	case "version":
@@ -86,6 +92,34 @@ func runDaemon(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return daemon.Run(ctx, o)
+}
+
+// launch starts a daemon that outlives its caller and returns when the daemon
+// answers. Because launch itself ends, the daemon is nobody's child.
+func launch(args []string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("launch: %w", err)
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", append([]string{"daemon", "--ready-fd=3"}, args...)...)
+	cmd.Args[0] = "caisson-engine"
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		_ = w.Close()
+		return fmt.Errorf("launch: %w", err)
+	}
+	_ = w.Close()
+	if n, _ := r.Read(make([]byte, 1)); n == 1 {
+		return nil
+	}
+	err = cmd.Wait()
+	if x, ok := errors.AsType[*exec.ExitError](err); ok && x.ExitCode() == exitRunning {
+		return daemon.ErrRunning
+	}
+	return fmt.Errorf("the engine did not start: %w", err)
 }
 
 func runSpawner(args []string) error {

@@ -1,0 +1,60 @@
+package gvisor
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/provider"
+)
+
+// probePrefix begins the ids of trial boxes; sandbox ids are never so long.
+const probePrefix = "caissonprobe"
+
+// Probe implements provider.Provider: it boots a trial box, once; after that it
+// asks whether the engine answers. The trial has a hard time limit, since a
+// platform that does not work on a host may hang instead of failing.
+func (p *Provider) Probe(ctx context.Context) error {
+	p.mu.Lock()
+	probed := p.probed
+	p.mu.Unlock()
+	if probed {
+		_, err := p.list(ctx)
+		return err
+	}
+	const limit = 5 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit,
+		errors.New("a trial sandbox did not start within 5 s; gVisor's systrap platform may not work on this host"))
+	defer cancel()
+	b, err := p.create(ctx, provider.Spec{
+		SandboxID: probePrefix + strings.ToLower(rand.Text()),
+		Hostname:  "probe",
+		Rootfs:    image.Rootfs{Path: p.agentImage, Digest: "probe"},
+		Egress:    denyAll{},
+	}, launch{})
+	if err != nil {
+		return fmt.Errorf("trial sandbox: %w", err)
+	}
+	clean, done := cleanupContext(ctx)
+	defer done()
+	if err := b.Destroy(clean); err != nil {
+		return fmt.Errorf("trial sandbox: %w", err)
+	}
+	p.mu.Lock()
+	p.probed = true
+	p.mu.Unlock()
+	return nil
+}
+
+// denyAll lets nothing out.
+type denyAll struct{}
+
+func (denyAll) TCP(_ context.Context, f egress.Flow) { f.Reject() }
+func (denyAll) DNS(context.Context, []byte) []byte   { return nil }
+func (denyAll) DroppedUDP(netip.AddrPort)            {}
