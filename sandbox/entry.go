@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/caisson-dev/caisson/agent/agentclient"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/containerd/errdefs"
@@ -39,6 +40,7 @@ type entry struct {
 	phase  phase
 	box    provider.Box
 	live   *Live
+	client *agentclient.Client // made on first use
 	endsAt time.Time
 	// place is the index in Manager.deadlines, -1 outside of it.
 	place int
@@ -127,6 +129,9 @@ func (m *Manager) forget(e *entry) {
 		delete(m.entries, e.id)
 	}
 	m.markGone(e)
+	if e.client != nil {
+		e.client.Close()
+	}
 	close(e.done)
 }
 

@@ -46,7 +46,8 @@ type Config struct {
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
-	// Unenforced names limits that may go unenforced where the host cannot.
+	// Unenforced names limits that may go unenforced where the host cannot;
+	// UnenforcedEgress is for tests over a provider without isolation.
 	Unenforced []provider.Limit
 	// Command limits are enforced by the agent. Processes is taken from the
 	// sandbox's resources instead.
@@ -56,6 +57,10 @@ type Config struct {
 	// CABundle is PEM to trust inside; may be empty.
 	CABundle string
 }
+
+// UnenforcedEgress in Config.Unenforced accepts a provider that does not enforce
+// egress. The server's configuration does not offer it.
+const UnenforcedEgress provider.Limit = "egress"
 
 func (c Config) withDefaults() Config {
 	orDefault(&c.Node, "local")
@@ -139,7 +144,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 	if deps.Store == nil || deps.Templates == nil || deps.Provider == nil || deps.Guard == nil || deps.Policy == nil || deps.Log == nil {
 		return nil, fmt.Errorf("sandbox manager: a dependency is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	if !deps.Provider.Capabilities().EnforcesEgress {
+	if !deps.Provider.Capabilities().EnforcesEgress && !slices.Contains(cfg.Unenforced, UnenforcedEgress) {
 		return nil, fmt.Errorf("provider %s does not enforce egress, so no sandbox may run on it: %w",
 			deps.Provider.Name(), errdefs.ErrFailedPrecondition)
 	}
