@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/caisson-dev/caisson/cli/terminal"
+	"github.com/caisson-dev/caisson/client"
+	"github.com/caisson-dev/caisson/config"
+)
+
+// connection is a client and where its key came from.
+type connection struct {
+	*client.Client
+	keySource string
+}
+
+// connect finds the server and the key.
+func (s *session) connect() (*connection, error) {
+	l, err := s.load(nil)
+	if err != nil {
+		return nil, err
+	}
+	cfg := l.Config
+	c, err := config.Connect(config.ConnectInputs{
+		URL: s.url, KeyFile: s.keyFile, Data: cfg.Data, Listen: cfg.Listen, TLS: cfg.TLS.Enabled(), Env: s.Env,
+	})
+	if err != nil {
+		return nil, err
+	}
+	opts := []client.Option{client.WithAPIKey(c.Key.Reveal()), client.WithUserAgent("caisson-cli/" + s.Version)}
+	if c.CAFile != "" && strings.HasPrefix(c.URL, "https://") {
+		pool, err := roots(c.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, client.WithRootCAs(pool))
+	}
+	api, err := client.New(c.URL, opts...)
+	if err != nil {
+		return nil, usage(err)
+	}
+	return &connection{Client: api, keySource: c.KeySource}, nil
+}
+
+// roots trusts the local authority beside the system's.
+func roots(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%w: %s has no certificate", errdefs.ErrInvalidArgument, file)
+	}
+	return pool, nil
+}
+
+// explain adds to an error of the API what only this side knows.
+func (c *connection) explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errdefs.ErrUnauthenticated):
+		return hint(err, "the server at %s refused the key from %s", c.URL(), c.keySource)
+	case errors.Is(err, errdefs.ErrNotFound):
+		if _, ok := errors.AsType[hinted](err); !ok {
+			return hint(err, "\"caisson sandbox list --all\" and \"caisson template list\" show what there is")
+		}
+	}
+	return err
+}
+
+// command wraps a RunE: it connects first and explains errors.
+func (s *session) command(run func(ctx context.Context, c *connection, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := s.connect()
+		if err != nil {
+			return err
+		}
+		return c.explain(run(cmd.Context(), c, args))
+	}
+}
+
+// running finds a sandbox by id or name that can be used now.
+func (c *connection) running(ctx context.Context, ref string) (client.Sandbox, error) {
+	sb, err := c.Find(ctx, ref)
+	if err != nil {
+		return sb, err
+	}
+	if sb.State == client.Running {
+		return sb, nil
+	}
+	err = fmt.Errorf("%w: sandbox %s is %s%s", errdefs.ErrFailedPrecondition, ref, sb.State, because(sb))
+	return sb, hint(err, "create another with \"caisson sandbox create NAME\"")
+}
+
+// because tells why and when a sandbox ended, for the end of a sentence.
+func because(sb client.Sandbox) string {
+	text := ""
+	if sb.Reason != "" {
+		text += " (" + sb.Reason + ")"
+	}
+	if !sb.EndedAt.IsZero() {
+		text += " since " + sb.EndedAt.Local().Format(time.DateTime)
+	}
+	return text
+}
+
+// args checks the number of arguments; names are their names in the usage
+// line, a last one ending in "..." takes one or more, one in brackets is
+// optional.
+func args(names ...string) cobra.PositionalArgs {
+	least, most := 0, len(names)
+	for _, n := range names {
+		if !strings.HasPrefix(n, "[") {
+			least++
+		}
+		if strings.HasSuffix(strings.Trim(n, "[]"), "...") {
+			most = 1 << 30
+		}
+	}
+	return func(_ *cobra.Command, got []string) error {
+		if len(got) < least {
+			return usage(fmt.Errorf("missing argument: %s", names[len(got)]))
+		}
+		if len(got) > most {
+			return usage(fmt.Errorf("unexpected argument: %s", got[most]))
+		}
+		return nil
+	}
+}
+
+// completeSandbox offers ids and names of sandboxes for the first argument.
+func (s *session) completeSandbox(cmd *cobra.Command, got []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(got) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	c, err := s.connect()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	var out []string
+	for sb, err := range c.List(ctx, client.ListOptions{}) {
+		if err != nil {
+			break
+		}
+		out = append(out, sb.ID+"\t"+terminal.Text(sb.Name))
+		if sb.Name != "" && terminal.Text(sb.Name) == sb.Name {
+			out = append(out, sb.Name+"\t"+sb.ID)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}

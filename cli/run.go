@@ -1,0 +1,271 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/caisson-dev/caisson/client"
+)
+
+// The life of a one-shot sandbox is a lease that is renewed while its command
+// runs: if this process dies, the sandbox soon follows.
+const (
+	lease      = 90 * time.Second
+	leaseRenew = 30 * time.Second
+)
+
+func (s *session) runCommand() *cobra.Command {
+	var create createFlags
+	var f execFlags
+	var co code
+	cmd := &cobra.Command{
+		Use:   "run [--] [<command> [argument...]]",
+		Short: "Run a command or code in a fresh sandbox, then destroy it",
+		Long:  `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.`,
+		Example: `caisson run -- python3 -c 'print(6 * 7)'
+caisson run -l javascript -c 'console.log(6 * 7)'
+caisson run --preset pypi -- bash -c 'pip install -q requests && pip list'
+cat main.py | caisson run -c -`,
+		Args: args("[command]", "[argument...]"),
+		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
+			if len(got) == 0 && !co.given() {
+				return usage(fmt.Errorf("nothing to run: give a command, -c CODE or -f FILE"))
+			}
+			if len(got) > 0 && co.given() {
+				return usage(fmt.Errorf("give a command or code, not both: %s", got[0]))
+			}
+			return s.oneShot(ctx, c, create, f, co, got)
+		}),
+	}
+	create.add(cmd)
+	f.add(cmd)
+	co.add(cmd)
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func (c *code) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVarP(&c.text, "code", "c", "", "code to run; - reads it from standard input")
+	fl.StringVarP(&c.file, "file", "f", "", "file with the code; - is standard input")
+	fl.StringVarP(&c.language, "language", "l", "python", "language of the code: python, javascript or bash")
+}
+
+func (s *session) oneShot(ctx context.Context, c *connection, create createFlags, f execFlags, co code, argv []string) (err error) {
+	o, err := create.options(s)
+	if err != nil {
+		return err
+	}
+	prepare, err := s.prepare(co, argv)
+	if err != nil {
+		return err
+	}
+	o.Timeout = lease
+	sb, err := c.Create(ctx, o)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	defer func() {
+		s.hintDenied(ctx, c, sb.ID, begun)
+		err = s.destroy(ctx, c, sb.ID, err)
+	}()
+	leased, release := context.WithCancel(ctx)
+	defer release()
+	go renew(leased, c, sb.ID)
+	return s.runPrepared(ctx, c, sb, f, prepare, false)
+}
+
+// renew keeps a one-shot sandbox alive until ctx ends. A failed renewal is
+// tried again at the next turn; when all fail the sandbox ends by itself.
+func renew(ctx context.Context, c *connection, id string) {
+	tick := time.NewTicker(leaseRenew)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_, _ = c.Extend(ctx, id, lease)
+		}
+	}
+}
+
+// destroy ends a one-shot sandbox after its command ended with err, and tells
+// when it had already ended for a reason of its own.
+func (s *session) destroy(ctx context.Context, c *connection, id string, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	kerr := c.Kill(ctx, id)
+	if kerr == nil {
+		return err
+	}
+	if !errors.Is(kerr, errdefs.ErrNotFound) {
+		s.say("warning: sandbox %s was not destroyed and ends by itself within %s: %s\n", id, lease.String(), kerr)
+		return err
+	}
+	if sb, gerr := c.Get(ctx, id); gerr == nil && sb.Reason != "" && sb.Reason != "killed" {
+		return &codeError{code: exitOurs, cause: fmt.Errorf("the sandbox ended: %s%s", sb.Reason, reasonText(sb))}
+	}
+	return err
+}
+
+// reasonText explains a reason of the end of a sandbox.
+func reasonText(sb client.Sandbox) string {
+	switch sb.Reason {
+	case "oom":
+		return fmt.Sprintf(": it used more than its %d MiB of memory; give more with --memory", sb.Resources.MemoryMiB)
+	case "timeout":
+		return ": its time to live was over"
+	}
+	return ""
+}
+
+// prepared is what to run, made once the sandbox is there.
+type prepared struct {
+	make    func(ctx context.Context, a *client.Agent) (client.Command, func(), error)
+	noStdin bool // standard input was the code
+	program string
+}
+
+func (s *session) prepare(co code, argv []string) (prepared, error) {
+	if !co.given() {
+		return prepared{program: argv[0], make: func(context.Context, *client.Agent) (client.Command, func(), error) {
+			return client.Command{Path: argv[0], Args: argv[1:]}, func() {}, nil
+		}}, nil
+	}
+	lang, err := languageOf(co.language)
+	if err != nil {
+		return prepared{}, err
+	}
+	text, fromStdin, err := co.read(s)
+	if err != nil {
+		return prepared{}, err
+	}
+	return prepared{program: lang.program, noStdin: fromStdin, make: func(ctx context.Context, a *client.Agent) (client.Command, func(), error) {
+		return lang.command(ctx, a, text)
+	}}, nil
+}
+
+func (s *session) runPrepared(ctx context.Context, c *connection, sb client.Sandbox, f execFlags, p prepared, words bool) error {
+	agent := c.Agent(sb).As(f.user)
+	cmd, cleanup, err := p.make(ctx, agent)
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	cmd.Dir, cmd.Timeout = f.dir, time.Duration(f.timeout)
+	j := job{agent: agent, cmd: cmd}
+	if !f.noStdin && !p.noStdin {
+		j.stdin = s.piped()
+	}
+	if f.json {
+		err = s.runJSON(ctx, sb.ID, j)
+	} else {
+		err = s.runStreaming(ctx, j, words)
+	}
+	if ce, ok := errors.AsType[*codeError](err); ok && ce.code == 127 && ce.cause == nil {
+		s.say("hint: 127 means that %s was not found in template %s\n", p.program, sb.TemplateName)
+	}
+	return timedOut(s.endedMeanwhile(ctx, c, sb.ID, err), time.Duration(f.timeout))
+}
+
+// endedMeanwhile replaces the broken stream of a sandbox that ended by the
+// reason of its end.
+func (s *session) endedMeanwhile(ctx context.Context, c *connection, id string, err error) error {
+	ae, ok := errors.AsType[*client.Error](err)
+	if !ok || (ae.Code != "unreachable" && ae.Code != "unavailable" && ae.Status != 502) {
+		return err
+	}
+	sb, gerr := c.Get(context.WithoutCancel(ctx), id)
+	if gerr != nil || sb.State == client.Running || sb.Reason == "" {
+		return err
+	}
+	return &codeError{code: exitOurs, cause: fmt.Errorf("the sandbox ended: %s%s", sb.Reason, reasonText(sb))}
+}
+
+func (s *session) sandboxRunCommand() *cobra.Command {
+	f := execFlags{timeout: seconds(30 * time.Second)}
+	var co code
+	cmd := &cobra.Command{
+		Use:   "run <sandbox> {-c CODE | -f FILE | -c -}",
+		Short: "Run code in a sandbox",
+		Long: `Run code in a sandbox that exists: Python, JavaScript or Bash. Output is streamed; the exit code of the code becomes ours. With --json an object with stdout, stderr, exit_code and execution_time is printed at the end.
+
+A sandbox that "sandbox create" made lives its --ttl minutes on from here.`,
+		Example: `caisson sandbox run work -c 'print(6 * 7)'
+caisson sandbox run work -l bash -f setup.sh --timeout 120
+echo 'console.log(1)' | caisson sandbox run work -l javascript -c -`,
+		Args:              args("<sandbox>"),
+		ValidArgsFunction: s.completeSandbox,
+		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
+			if !co.given() {
+				return usage(fmt.Errorf("Must provide --code/-c or --file/-f")) //nolint:staticcheck // the wording is a contract
+			}
+			p, err := s.prepare(co, nil)
+			if err != nil {
+				return err
+			}
+			sb, err := c.running(ctx, got[0])
+			if err != nil {
+				return err
+			}
+			begun := time.Now()
+			err = s.runPrepared(ctx, c, sb, f, p, true)
+			s.hintDenied(ctx, c, sb.ID, begun)
+			if ttl, terr := strconv.Atoi(sb.Metadata[ttlLabel]); terr == nil && ttl > 0 && ctx.Err() == nil {
+				_, _ = c.Extend(ctx, sb.ID, time.Duration(ttl)*time.Minute)
+			}
+			return err
+		}),
+	}
+	f.add(cmd)
+	co.add(cmd)
+	return cmd
+}
+
+// hintDenied tells, in one line, which names were denied since begun and how
+// to allow them.
+func (s *session) hintDenied(ctx context.Context, c *connection, id string, begun time.Time) {
+	if s.quiet || ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var names []string
+	for f, err := range c.Flows(ctx, id, client.RowOptions{}) {
+		if err != nil {
+			return
+		}
+		// A second of slack for clocks that differ and for rounding.
+		if f.Verdict != "deny" || f.At.Before(begun.Add(-time.Second)) {
+			continue
+		}
+		name := f.Host
+		if name == "" {
+			name = f.Address
+		}
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	more := ""
+	if len(names) > 3 {
+		more = fmt.Sprintf(" and %d more", len(names)-3)
+		names = names[:3]
+	}
+	list := strings.Join(names, ",")
+	s.say("hint: the egress policy denied %s%s; to allow: --allow %s at create or run, or \"caisson egress allow %s %s\" (docs: egress)\n",
+		strings.Join(names, ", "), more, list, id, strings.Join(names, " "))
+}
