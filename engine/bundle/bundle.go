@@ -1,6 +1,5 @@
 // Package bundle turns a request for a box into what gVisor reads: an OCI
-// runtime specification, the configuration of its EROFS mounts, and the hook
-// file of package sentry.
+// runtime specification and the configuration of its EROFS mounts.
 package bundle
 
 import (
@@ -13,7 +12,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"gvisor.dev/gvisor/runsc/specutils"
 
-	"github.com/caisson-dev/caisson/engine/sentry"
 	"github.com/caisson-dev/caisson/engine/wire"
 )
 
@@ -27,28 +25,19 @@ func ControlSocket(id string) string { return "runsc-" + id + ".sock" }
 // defaultFiles is RLIMIT_NOFILE when the request names none.
 const defaultFiles = 65536
 
-// oomScoreAdj makes boxes die before the engine and the server.
-const oomScoreAdj = 500
+// SpecFile is the name of the specification in the bundle directory.
+const SpecFile = "config.json"
 
-// Write makes dir and puts the bundle of c into it. cgroups are the directories
-// that the sandbox process joins.
-func Write(dir string, c wire.Create, cgroups []string) error {
+// Write makes dir and puts the bundle of c into it.
+func Write(dir string, c wire.Create) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make bundle directory: %w", err)
 	}
-	hook := sentry.Hook{Cgroups: cgroups, OOMScoreAdj: oomScoreAdj}
-	if err := writeJSON(filepath.Join(dir, sentry.HookFile), hook); err != nil {
-		return err
-	}
-	return writeJSON(filepath.Join(dir, "config.json"), Spec(c))
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
+	b, err := json.Marshal(Spec(c))
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
+		return fmt.Errorf("encode specification: %w", err)
 	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, SpecFile), b, 0o600); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 // Package cgroup makes one control group per box, on cgroup v1 and v2, reads
-// its use and watches it for out-of-memory kills. The sandbox process joins by
-// itself (package sentry), so everything it starts is inside from the first
-// instruction.
+// its use and watches it for out-of-memory kills. Package spawner starts the
+// sandbox process inside, so everything it starts is inside too.
 package cgroup
 
 import (
@@ -220,7 +219,10 @@ type Group struct {
 	limits                Limits
 }
 
-// Dirs lists the directories whose cgroup.procs the sandbox joins.
+// V2 reports whether the group is one of cgroup v2.
+func (g *Group) V2() bool { return g.v2 != "" }
+
+// Dirs lists the group's directories.
 func (g *Group) Dirs() []string { return bases(g.v2, g.memory, g.cpu, g.acct) }
 
 // Remove removes the group; its processes must have ended. The kernel may need

@@ -137,7 +137,7 @@ func (b *box) boot(ctx context.Context, c wire.Create) error {
 	b.mu.Lock()
 	b.group = group
 	b.mu.Unlock()
-	if err := bundle.Write(b.dir, c, group.Dirs()); err != nil {
+	if err := bundle.Write(b.dir, c); err != nil {
 		return err
 	}
 	// Written before the process exists, so that the next engine finds the
@@ -150,7 +150,7 @@ func (b *box) boot(ctx context.Context, c wire.Create) error {
 	if err != nil {
 		return err
 	}
-	sentry, err := b.e.pool.Spawn(ctx, c, b.dir, given)
+	sentry, err := b.e.pool.Spawn(ctx, c, b.dir, group, given)
 	if err != nil {
 		return fmt.Errorf("%w%s", err, b.panicSuffix())
 	}

@@ -80,6 +80,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := e.recover(); err != nil {
 		return err
 	}
+	defer e.cgroups.Close() // after the spawners have left them
 	e.pool, err = spawner.NewPool(max(o.Spawners, 1), spawner.Options{
 		Debug: o.Debug, Rootless: e.rootless,
 	}, e.log, e.killOrphans)
@@ -87,7 +88,6 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("start spawners: %w", err)
 	}
 	defer e.pool.Close()
-	defer e.cgroups.Close()
 	ln, err := e.listen()
 	if err != nil {
 		return err

@@ -1,8 +1,8 @@
 // Package sentry is the part of caisson-engine that runs as gVisor: the sandbox
 // process re-executes our own binary with the sub-commands "boot" and "umount",
-// and Main takes over before anything of the engine runs. Because main is ours,
-// a hook runs in every such process first: it joins the box's cgroups and sets
-// what gVisor would otherwise guess from the host.
+// and Main takes over before anything of the engine runs. It has only these two
+// sub-commands, which keeps the binary small and its start short, and brings a
+// precompiled seccomp program.
 package sentry
 
 import (
@@ -34,10 +34,6 @@ func Invoked(args []string) bool {
 
 // Main runs the gVisor sub-command in os.Args and does not return.
 func Main() {
-	if err := runHook(); err != nil {
-		// Standard error is the null device here; the status tells the spawner.
-		os.Exit(HookFailed)
-	}
 	if slices.Contains(os.Args[1:], "boot") {
 		registerSeccomp()
 	}

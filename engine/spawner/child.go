@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,9 @@ const (
 type spawnRequest struct {
 	Create wire.Create `json:"create"`
 	Bundle string      `json:"bundle"`
+	// Cgroups are the control groups to start in: one of v2, or several of v1.
+	Cgroups []string `json:"cgroups,omitempty"`
+	V2      bool     `json:"v2,omitempty"`
 }
 
 const (
@@ -136,6 +140,8 @@ func (c *child) run() error {
 	jobs := make(chan job)
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		// A sandbox inherits the control groups of the thread that forks it.
+		runtime.LockOSThread()
 		for j := range jobs {
 			c.spawn(j)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caisson-dev/caisson/engine/cgroup"
 	"github.com/caisson-dev/caisson/engine/wire"
 )
 
@@ -82,7 +83,8 @@ func (p *Pool) PIDs() map[int]bool {
 
 // Spawn starts the sandbox of the bundle in dir. The files, in the order of
 // spawnRequest, stay the caller's. When it fails, no process is left.
-func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, files []*os.File) (*Sentry, error) {
+// The sandbox starts inside group.
+func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgroup.Group, files []*os.File) (*Sentry, error) {
 	var w *worker
 	select {
 	case w = <-p.free:
@@ -93,7 +95,7 @@ func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, files []*os
 	// is it known what to clean up.
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), spawnTimeout)
 	defer cancel()
-	m, got, err := w.call(call, opSpawn, spawnRequest{Create: c, Bundle: dir}, files...)
+	m, got, err := w.call(call, opSpawn, spawnRequest{Create: c, Bundle: dir, Cgroups: group.Dirs(), V2: group.V2()}, files...)
 	if errors.Is(err, context.DeadlineExceeded) {
 		p.log.Error("spawner does not answer", slog.String("box", c.ID))
 		_ = w.cmd.Process.Kill()

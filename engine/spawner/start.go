@@ -23,6 +23,9 @@ import (
 // namespace and, when the engine is root, on the host.
 const nobody = 65534
 
+// oomScoreAdj is the kernel's bias against boxes, of at most 1000.
+const oomScoreAdj = "500"
+
 // Linux capability numbers.
 const (
 	capSetPCap   = 8
@@ -103,18 +106,59 @@ func start(conf *config.Config, req spawnRequest, files []*os.File) (int, error)
 	cmd.ExtraFiles = c.files
 	cmd.Env = []string{}
 	cmd.SysProcAttr = attributes(conf.Rootless)
-	if err := cmd.Start(); err != nil {
+	if err := startInside(cmd, req); err != nil {
 		return 0, fmt.Errorf("start sandbox process: %w", err)
 	}
 	// From here on the process is waited for by its number, not through cmd.
 	pid := cmd.Process.Pid
 	_ = cmd.Process.Release()
+	// Boxes go before the engine and the server when the host runs out of
+	// memory. Not being allowed to is harmless.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(oomScoreAdj), 0)
 	_ = own.syncWrite.Close() // so that the end of the process ends the read
 	if n, err := own.syncRead.Read(make([]byte, 1)); n != 1 {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		return 0, fmt.Errorf("sandbox process did not boot (%s): %w", waitStatus(pid), err)
 	}
 	return pid, nil
+}
+
+// startInside starts cmd as a member of the box's control groups from its first
+// instruction. With v2 the kernel does that; with v1 a child inherits the groups
+// of the thread that forks it, so this thread visits them. The caller has locked
+// the thread.
+func startInside(cmd *exec.Cmd, req spawnRequest) error {
+	if len(req.Cgroups) == 0 {
+		return cmd.Start()
+	}
+	if req.V2 {
+		dir, err := os.Open(req.Cgroups[0])
+		if err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+		return cmd.Start()
+	}
+	tid := []byte(strconv.Itoa(unix.Gettid()))
+	var err error
+	for _, d := range req.Cgroups {
+		if err = os.WriteFile(filepath.Join(d, "tasks"), tid, 0); err != nil {
+			err = fmt.Errorf("enter cgroup: %w", err)
+			break
+		}
+	}
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, d := range req.Cgroups {
+		if lerr := os.WriteFile(filepath.Join(filepath.Dir(d), "tasks"), tid, 0); lerr != nil {
+			// The next box must not start in this one's group.
+			fmt.Fprintln(os.Stderr, "caisson-engine: leave cgroup:", lerr)
+			os.Exit(1)
+		}
+	}
+	return err
 }
 
 // attributes puts the sandbox into namespaces of its own: no host network, no
@@ -149,7 +193,7 @@ func openOwn(conf *config.Config, req spawnRequest) (o *ownFiles, err error) {
 			o.close()
 		}
 	}()
-	if o.spec, err = os.Open(filepath.Join(req.Bundle, "config.json")); err != nil {
+	if o.spec, err = os.Open(filepath.Join(req.Bundle, bundle.SpecFile)); err != nil {
 		return o, fmt.Errorf("open specification: %w", err)
 	}
 	if o.panicLog, err = logFile(req.Bundle, bundle.PanicLog); err != nil {
@@ -207,9 +251,6 @@ func waitStatus(pid int) string {
 			return err.Error()
 		}
 		break
-	}
-	if ws.Exited() && ws.ExitStatus() == sentry.HookFailed {
-		return "it could not join its control groups"
 	}
 	if ws.Exited() {
 		return fmt.Sprintf("exit status %d", ws.ExitStatus())
