@@ -39,7 +39,7 @@ func (w *Writer) AddTar(ctx context.Context, r io.Reader) error {
 		if err := w.count(); err != nil {
 			return err
 		}
-		if err := w.addEntry(h, tr); err != nil {
+		if err := w.addEntry(h, &contentReader{ctx: ctx, r: tr}); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -68,6 +68,21 @@ func damaged(ctx context.Context, err error) error {
 	return fmt.Errorf("archive is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
 }
 
+// contentReader gives the errors of reading an entry's content their kind.
+type contentReader struct {
+	ctx context.Context //nolint:containedctx // bound to one entry
+	r   io.Reader
+}
+
+func (c *contentReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if err != nil && err != io.EOF {
+		err = damaged(c.ctx, err)
+	}
+	return n, err
+}
+
+// ctxReader ends a stream when its context ends.
 type ctxReader struct {
 	ctx context.Context //nolint:containedctx // bound to one call of AddTar
 	r   io.Reader
