@@ -124,13 +124,14 @@ func (m *Manager) findLive(ctx context.Context, who identity.Principal, id ID) (
 // forget takes an entry out of the Manager and tells those who wait for it.
 func (m *Manager) forget(e *entry) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.entries[e.id] == e {
 		delete(m.entries, e.id)
 	}
 	m.markGone(e)
-	if e.client != nil {
-		e.client.Close()
+	client := e.client
+	m.mu.Unlock()
+	if client != nil {
+		client.Close()
 	}
 	close(e.done)
 }

@@ -406,8 +406,8 @@ func TestUpdateNetwork(t *testing.T) {
 		t.Errorf("UpdateNetwork(bad) = %v, want invalid argument", err)
 	}
 	check("after a bad one", "new.example")
-	for i, name := range []string{"store", "gateway"} {
-		p.failAt.Store(p.calls.Load() + int64(i) + 1)
+	for _, name := range []string{"mutate", "update"} {
+		p.failNext(name)
 		if err := update("third.example"); !errors.Is(err, errInjected) {
 			t.Errorf("UpdateNetwork() with a failing %s = %v", name, err)
 		}

@@ -62,10 +62,10 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
-	log                  []string
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
+	failOn  string   // the next call of this name fails
 	stop    context.CancelFunc
 	stopped chan struct{}
 }
@@ -142,15 +142,25 @@ func (p *process) step(name string) error {
 	n := p.calls.Add(1)
 	p.mu.Lock()
 	p.trace = append(p.trace, name)
+	named := p.failOn == name
+	if named {
+		p.failOn = ""
+	}
 	p.mu.Unlock()
 	if n == p.dieAt.Load() {
 		p.dead.Store(true)
 		return errDead
 	}
-	if n == p.failAt.Load() {
+	if n == p.failAt.Load() || named {
 		return fmt.Errorf("%s: %w", name, errInjected)
 	}
 	return nil
+}
+
+func (p *process) failNext(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failOn = name
 }
 
 // policy stands in for the compiler of the server's configuration.

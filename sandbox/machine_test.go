@@ -1,0 +1,199 @@
+package sandbox_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/containerd/errdefs"
+	"pgregory.net/rapid"
+)
+
+// expectation is what the model knows of one sandbox.
+type expectation struct {
+	endsAt time.Time
+	live   bool
+	reason string // once it has ended; "" for "gone while the server was down"
+}
+
+// machine drives random lives of a server against a model. Time is synctest's,
+// the database is real, kill -9 may come between any two operations.
+type machine struct {
+	t     *testing.T
+	w     *world
+	p     *process
+	model map[sandbox.ID]*expectation
+}
+
+func (m *machine) pick(t *rapid.T) (sandbox.ID, *expectation) {
+	if len(m.model) == 0 {
+		t.Skip("no sandbox yet")
+	}
+	ids := make([]sandbox.ID, 0, len(m.model))
+	for id := range m.model {
+		ids = append(ids, id)
+	}
+	// Ids are random: order by end, which the draws decide, to be repeatable.
+	slices.SortFunc(ids, func(a, b sandbox.ID) int { return m.model[a].endsAt.Compare(m.model[b].endsAt) })
+	id := rapid.SampledFrom(ids).Draw(t, "which")
+	return id, m.model[id]
+}
+
+// expire moves the model to now: timeouts that have passed have happened.
+func (m *machine) expire() {
+	now := time.Now()
+	for _, e := range m.model {
+		if e.live && !e.endsAt.After(now) {
+			e.live, e.reason = false, "timeout"
+		}
+	}
+}
+
+func (m *machine) create(t *rapid.T) {
+	r := request()
+	r.Timeout = time.Duration(rapid.IntRange(1, 300).Draw(t, "timeout")) * time.Second
+	fail := rapid.IntRange(0, 12).Draw(t, "failing call")
+	if fail > 0 && fail <= 4 {
+		m.p.failAt.Store(m.p.calls.Load() + int64(fail))
+	}
+	sb, err := m.p.Create(m.t.Context(), alice, r)
+	if failed := fail > 0 && fail <= 4; failed != (err != nil) {
+		t.Fatalf("Create() with failing call %d = %v", fail, err)
+	}
+	if err == nil {
+		m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true}
+	}
+}
+
+func (m *machine) kill(t *rapid.T) {
+	id, e := m.pick(t)
+	err := m.p.Kill(m.t.Context(), alice, id, "")
+	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
+		t.Fatalf("Kill(live %v) = %v", e.live, err)
+	}
+	if e.live {
+		e.live, e.reason = false, "killed"
+	}
+}
+
+func (m *machine) setTimeout(t *rapid.T) {
+	id, e := m.pick(t)
+	ttl := time.Duration(rapid.IntRange(0, 300).Draw(t, "ttl")) * time.Second
+	err := m.p.SetTimeout(m.t.Context(), alice, id, ttl)
+	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
+		t.Fatalf("SetTimeout(live %v) = %v", e.live, err)
+	}
+	if e.live {
+		e.endsAt = time.Now().Add(ttl)
+	}
+}
+
+func (m *machine) extend(t *rapid.T) {
+	id, e := m.pick(t)
+	ttl := time.Duration(rapid.IntRange(1, 300).Draw(t, "ttl")) * time.Second
+	sb, err := m.p.Extend(m.t.Context(), alice, id, ttl)
+	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
+		t.Fatalf("Extend(live %v) = %v", e.live, err)
+	}
+	if to := time.Now().Add(ttl); e.live && to.After(e.endsAt) {
+		e.endsAt = to
+	}
+	if e.live && !sb.EndsAt.Equal(e.endsAt) {
+		t.Fatalf("Extend() = %v, want %v", sb.EndsAt, e.endsAt)
+	}
+}
+
+func (m *machine) boxDies(t *rapid.T) {
+	id, e := m.pick(t)
+	m.w.boxes.die(id, provider.ReasonOOM)
+	if e.live {
+		e.live, e.reason = false, "oom"
+	}
+}
+
+func (m *machine) sleep(t *rapid.T) {
+	time.Sleep(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second)
+}
+
+// restart kills the server, lets some time pass in which boxes may die, and
+// starts another.
+func (m *machine) restart(t *rapid.T) {
+	m.p.kill9()
+	if rapid.Bool().Draw(t, "box dies meanwhile") && len(m.model) > 0 {
+		id, e := m.pick(t)
+		m.w.boxes.die(id, provider.ReasonCrashed)
+		if e.live {
+			e.live = false
+		}
+	}
+	time.Sleep(time.Duration(rapid.IntRange(0, 60).Draw(t, "downtime")) * time.Second)
+	m.p = m.w.boot(m.t, testConfig()).run(m.t)
+}
+
+// check compares model, records, boxes, attachments and routes.
+func (m *machine) check(t *rapid.T) {
+	synctest.Wait()
+	m.expire()
+	var live []string
+	for id, e := range m.model {
+		if _, ok := m.p.Live(id); ok != e.live {
+			t.Fatalf("Live(%s) = %v, want %v", id, ok, e.live)
+		}
+		sb, err := m.w.db.Get(m.t.Context(), id)
+		if err != nil {
+			t.Fatalf("Get() = %v", err)
+		}
+		if e.live {
+			live = append(live, string(id))
+			if sb.State != sandbox.Running || !sb.EndsAt.Equal(e.endsAt) {
+				t.Fatalf("record is %s until %v, want running until %v", sb.State, sb.EndsAt, e.endsAt)
+			}
+			if d := m.w.boxes.get(id).deadline; !d.Equal(e.endsAt.Add(10 * time.Second)) {
+				t.Fatalf("hard deadline is %v, want 10 s after %v", d, e.endsAt)
+			}
+			continue
+		}
+		if sb.State != sandbox.Killed || (e.reason != "" && sb.Reason != e.reason) {
+			t.Fatalf("record is %s %q, want killed %q", sb.State, sb.Reason, e.reason)
+		}
+		events, err := m.w.db.Events(m.t.Context(), audit.Filter{SandboxID: string(id)})
+		if err != nil || events[len(events)-1].Type != "sandbox.killed" {
+			t.Fatalf("last event is %+v (%v)", events[len(events)-1], err)
+		}
+	}
+	slices.Sort(live)
+	if got := m.w.boxes.ids(); !slices.Equal(got, live) {
+		t.Fatalf("boxes %v, want %v", got, live)
+	}
+	if got := m.p.guard.ids(); !slices.Equal(got, live) {
+		t.Fatalf("attachments %v, want %v", got, live)
+	}
+	if n, err := m.w.db.CountLive(m.t.Context(), alice.Team); err != nil || n != len(live) {
+		t.Fatalf("CountLive() = %d, %v, want %d", n, err, len(live))
+	}
+}
+
+func TestStateMachine(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		// rapid reports a failure by panicking, which must leave the bubble on
+		// the goroutine it came from.
+		var failure any
+		synctest.Test(t, func(t *testing.T) {
+			defer func() { failure = recover() }()
+			w := newWorld(t)
+			m := &machine{t: t, w: w, p: w.boot(t, testConfig()).run(t), model: map[sandbox.ID]*expectation{}}
+			rt.Repeat(map[string]func(*rapid.T){
+				"create": m.create, "create more": m.create, "kill": m.kill, "set timeout": m.setTimeout, "extend": m.extend,
+				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "": m.check,
+			})
+		})
+		if failure != nil {
+			panic(failure)
+		}
+	})
+}
