@@ -76,12 +76,19 @@ func Handler(c Config) http.Handler {
 		ResponseErrorHandlerFunc: onError,
 	})
 	e2bapi.HandlerWithOptions(strict, e2bapi.StdHTTPServerOptions{BaseRouter: mux, ErrorHandlerFunc: badRequest})
-	for pattern, feature := range notBuilt() {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+	unbuilt := func(feature string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
 			onError(w, r, apierr.New(errdefs.ErrNotImplemented, "%s: not built yet", feature).WithCode("not_built"))
-		})
+		}
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	for pattern, feature := range notBuilt() {
+		mux.Handle(pattern, unbuilt(feature))
+	}
+	// One pattern overlaps with /templates/aliases/{alias}, which wins.
+	rest := http.NewServeMux()
+	mux.Handle("/", rest)
+	rest.Handle("GET /templates/{id}/tags", unbuilt("template tags"))
+	rest.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		onError(w, r, apierr.New(errdefs.ErrNotFound, "there is no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
@@ -115,7 +122,6 @@ func notBuilt() map[string]string {
 		"PATCH /v2/templates/{id}":                  "publishing templates",
 		"POST /templates/tags":                      "template tags",
 		"DELETE /templates/tags":                    "template tags",
-		"GET /templates/{id}/tags":                  "template tags",
 		"/volumes":                                  "volumes",
 		"/volumes/{id}":                             "volumes",
 		"/volumecontent/":                           "volumes",
