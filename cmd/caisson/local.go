@@ -1,8 +1,19 @@
 package main
 
-import "github.com/caisson-dev/caisson/cli"
+import (
+	"github.com/caisson-dev/caisson/cli"
+	"github.com/caisson-dev/caisson/server"
+)
 
 // local binds the commands that act on this machine to what does the work.
 func local() cli.Local {
-	return cli.Local{}
+	return cli.Local{
+		Serve:         server.Serve,
+		Init:          server.Init,
+		Checks:        server.Checks,
+		BuildTemplate: server.BuildTemplate,
+		CreateKey:     server.CreateKey,
+		ListKeys:      server.ListKeys,
+		RevokeKey:     server.RevokeKey,
+	}
 }

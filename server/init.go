@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/cli"
+	"github.com/caisson-dev/caisson/client"
+	"github.com/caisson-dev/caisson/config"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/template"
+)
+
+// Init prepares all that Serve needs: the directory, its keys, the engine and
+// the base template. What is there already is kept.
+func Init(ctx context.Context, cfg config.Config, progress cli.Progress) error {
+	log := slog.New(slog.DiscardHandler)
+	return opened(ctx, cfg, log, func(h *home) error {
+		progress("prepare "+h.dir, "")
+		if _, _, err := h.keys.EnsureFirstKey(ctx, h.dir); err != nil {
+			return err
+		}
+		progress("unpack the engine", "")
+		if err := unpackEngine(h.dir); err != nil {
+			return err
+		}
+		if _, _, err := h.catalog.EnsureBase(ctx, baseOptions(cfg, false, progress)); err != nil {
+			return fmt.Errorf("base template: %w", err)
+		}
+		_, err := h.catalog.GC(ctx)
+		return err
+	})
+}
+
+func baseOptions(cfg config.Config, force bool, progress cli.Progress) template.BaseOptions {
+	var stage template.Stage
+	return template.BaseOptions{
+		Suite: cfg.Template.Suite, Mirror: cfg.Template.DebianMirror, Force: force,
+		Progress: func(p template.Progress) {
+			if p.Stage != stage {
+				stage = p.Stage
+				progress("base template: "+string(stage), "")
+			}
+			switch {
+			case p.Line != "":
+				progress("", p.Line)
+			case p.Total > 0:
+				progress("", fmt.Sprintf("%d of %d", p.Done, p.Total))
+			}
+		},
+	}
+}
+
+// BuildTemplate builds a template into the data directory. A running server
+// sees it at once.
+func BuildTemplate(ctx context.Context, cfg config.Config, b cli.TemplateBuild, progress cli.Progress) (out client.Template, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, cfg.Template.BuildTimeout, fmt.Errorf("the build took longer than template.build_timeout (%s)", cfg.Template.BuildTimeout))
+	defer cancel()
+	err = opened(ctx, cfg, slog.New(slog.DiscardHandler), func(h *home) error {
+		t, build, err := buildTemplate(ctx, h, cfg, b, progress)
+		if err != nil {
+			return err
+		}
+		out = client.Template{ID: string(t.ID), Names: t.Names, Public: t.Public, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt}
+		if b.FromTar != "" || b.Resources == (client.Resources{}) {
+			return nil
+		}
+		build.Resources = resourcesOf(b.Resources)
+		return h.store.PutTemplate(ctx, t, build)
+	})
+	return out, err
+}
+
+func buildTemplate(ctx context.Context, h *home, cfg config.Config, b cli.TemplateBuild, progress cli.Progress) (template.Template, template.Build, error) {
+	switch {
+	case b.FromTar != "":
+		f, err := os.Open(b.FromTar)
+		if err != nil {
+			return template.Template{}, template.Build{}, err
+		}
+		defer f.Close()
+		progress("write the image", b.FromTar)
+		return h.catalog.BuildTar(ctx, identity.DefaultTeam, b.Name, f, template.TarOptions{Resources: resourcesOf(b.Resources)})
+	case b.Name == template.BaseName:
+		return h.catalog.EnsureBase(ctx, baseOptions(cfg, true, progress))
+	default:
+		return template.Template{}, template.Build{}, fmt.Errorf("template %q: only %q is built from packages; give --from-tar FILE for another: %w", b.Name, template.BaseName, errdefs.ErrInvalidArgument)
+	}
+}
+
+func resourcesOf(r client.Resources) provider.Resources {
+	return provider.Resources{MemoryMiB: r.MemoryMiB, CPUs: r.CPUs, DiskMiB: r.DiskMiB, Processes: r.Processes}
+}
+
+// CreateKey makes an API key of any team, and the team if there is none.
+func CreateKey(ctx context.Context, cfg config.Config, team, name string) (out client.Key, err error) {
+	err = opened(ctx, cfg, slog.New(slog.DiscardHandler), func(h *home) error {
+		if _, err := h.store.EnsureTeam(ctx, identity.Team{ID: identity.TeamID(team), Name: team, CreatedAt: time.Now()}); err != nil {
+			return err
+		}
+		k, plain, err := h.keys.Create(ctx, "cli", identity.TeamID(team), name)
+		out = wireKey(k)
+		out.Key = plain.Reveal()
+		return err
+	})
+	return out, err
+}
+
+// ListKeys lists a team's keys.
+func ListKeys(ctx context.Context, cfg config.Config, team string) (out []client.Key, err error) {
+	err = opened(ctx, cfg, slog.New(slog.DiscardHandler), func(h *home) error {
+		keys, err := h.keys.List(ctx, identity.TeamID(team))
+		for _, k := range keys {
+			out = append(out, wireKey(k))
+		}
+		return err
+	})
+	return out, err
+}
+
+// RevokeKey ends a key. A running server refuses it within its cache time.
+func RevokeKey(ctx context.Context, cfg config.Config, team, id string) error {
+	return opened(ctx, cfg, slog.New(slog.DiscardHandler), func(h *home) error {
+		return h.keys.Revoke(ctx, "cli", identity.TeamID(team), id)
+	})
+}
+
+func wireKey(k identity.Key) client.Key {
+	return client.Key{ID: k.ID, Team: string(k.Team), Name: k.Name, Prefix: k.Mask, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
+}
+
+var errNoTemplate = errors.New("no template is built: run \"caisson init\" with the same --data")

@@ -1,0 +1,82 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/caisson-dev/caisson/config"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/embedded"
+	"github.com/caisson-dev/caisson/provider/gvisor"
+	"github.com/caisson-dev/caisson/sandbox"
+)
+
+// engineDir is where the provider keeps programs, boxes and the engine's
+// socket.
+func engineDir(home string) string { return filepath.Join(home, "engine") }
+
+func newProvider(ctx context.Context, home string, cfg config.Config, log *slog.Logger) (*gvisor.Provider, error) {
+	return gvisor.New(ctx, gvisor.Config{DataDir: engineDir(home), Unenforced: unenforced(cfg.Limits), Log: log})
+}
+
+// unpackEngine writes the embedded programs, so that the first start is quick.
+func unpackEngine(home string) error {
+	for _, get := range []func() (embedded.Artifact, error){embedded.Engine, embedded.Agent} {
+		a, err := get()
+		if err != nil {
+			return err
+		}
+		if _, err := a.Unpack(filepath.Join(engineDir(home), "programs")); err != nil {
+			return fmt.Errorf("unpack: %w", err)
+		}
+	}
+	return nil
+}
+
+// health says whether a create can succeed now.
+func (n *node) health(ctx context.Context) error {
+	select {
+	case <-n.manager.Recovered():
+	default:
+		return errors.New("taking over sandboxes of the last run: try again in a moment")
+	}
+	if err := n.prov.Probe(ctx); err != nil {
+		return err
+	}
+	if err := n.home.store.Ping(ctx); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	all, err := n.home.catalog.List(ctx, identity.DefaultTeam)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		return errNoTemplate
+	}
+	return nil
+}
+
+// destroyAll ends every sandbox, for servers that leave nothing behind.
+func (n *node) destroyAll(ctx context.Context) {
+	var live []sandbox.ID
+	n.manager.EachLive(func(l *sandbox.Live) bool {
+		live = append(live, l.ID)
+		return true
+	})
+	var g errgroup.Group
+	g.SetLimit(16)
+	for _, id := range live {
+		g.Go(func() error {
+			if err := n.manager.Kill(ctx, identity.System, id, "shutdown"); err != nil {
+				n.log.Warn("end sandbox at exit", "sandbox", id, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+}
