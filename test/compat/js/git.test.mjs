@@ -135,7 +135,8 @@ test('push, clone and pull over a git daemon', async (t) => {
   assert.equal((await box.git.status(repo)).ahead, 0);
   await box.git.pull('/home/user/copy');
   assert.equal(await box.files.read('copy/f'), 'v2');
-  await fails(box.git.clone('git://127.0.0.1/nosuch.git'), 'CommandExitError');
+  // The daemon's words for what is not there are "access denied".
+  await fails(box.git.clone('git://127.0.0.1/nosuch.git'), 'GitAuthError');
 });
 
 test('a remote that asks for credentials', async (t) => {

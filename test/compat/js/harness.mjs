@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import http from 'node:http';
+import { inspect } from 'node:util';
 
 for (const name of ['E2B_API_KEY', 'E2B_API_URL', 'E2B_SANDBOX_URL']) {
   if (!process.env[name]) throw new Error(`${name} must be set`);
@@ -111,7 +112,7 @@ export async function fails(promise, errorClass, pattern) {
     if (pattern) assert.match(err.message, pattern);
     return err;
   }
-  assert.fail(`expected ${errorClass.name ?? errorClass}, got ${JSON.stringify(value)}`);
+  assert.fail(`expected ${errorClass.name ?? errorClass}, got ${inspect(value, { depth: 1 })}`);
 }
 
 // api calls the control plane without an SDK.

@@ -138,7 +138,7 @@ async def test_callbacks():
 async def test_processes():
     async with async_box() as box:
         assert await box.commands.list() == []
-        handle = await box.commands.run("read -r x; echo got $x; exit 6", background=True, stdin=True)
+        handle = await box.commands.run("read -r x; echo got $x; cat; exit 6", background=True, stdin=True)
         (process,) = await box.commands.list()
         assert (process.pid, process.cmd) == (handle.pid, "/bin/bash")
         out = Events()

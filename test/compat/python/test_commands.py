@@ -116,8 +116,13 @@ def test_stdin(box):
     box.commands.send_stdin(handle.pid, "one\n")
     handle.send_stdin(b"two\n")
     handle.close_stdin()
-    box.commands.close_stdin(handle.pid)
     assert handle.wait().stdout == "got one\ngot two\neof\n"
+    closing = box.commands.run("cat >/dev/null; sleep 1", background=True, stdin=True)
+    box.commands.close_stdin(closing.pid)
+    box.commands.close_stdin(closing.pid)
+    with pytest.raises(SandboxException):
+        closing.send_stdin("late")
+    assert closing.wait().exit_code == 0
     closed = box.commands.run("sleep 5", background=True)
     with pytest.raises(SandboxException):
         box.commands.send_stdin(closed.pid, "x")
