@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,8 +26,18 @@ const (
 // Seed is the installation's master secret. Every token of a sandbox derives
 // from it, so tokens are not stored and survive restarts; whoever loses the
 // file loses the tokens of running sandboxes, hence it belongs in backups.
-// The zero Seed derives nothing.
-type Seed struct{ key secret.Value }
+// The zero Seed derives nothing. A Seed prints as "[redacted]", also inside of
+// other values: fmt shows a nested pointer by its address.
+type Seed struct{ key *[seedBytes]byte }
+
+// String implements fmt.Stringer.
+func (Seed) String() string { return secret.Value{}.String() }
+
+// GoString implements fmt.GoStringer.
+func (Seed) GoString() string { return secret.Value{}.GoString() }
+
+// LogValue implements slog.LogValuer.
+func (Seed) LogValue() slog.Value { return secret.Value{}.LogValue() }
 
 // LoadSeed reads DIR/seed, creating it (mode 0600) if it is absent. A file that
 // others may read, or that does not hold 64 hex digits, is
@@ -51,14 +62,14 @@ func LoadSeed(dir string) (Seed, error) {
 		return Seed{}, fmt.Errorf("seed file %s does not hold %d hex digits; restore it from a backup: %w",
 			path, 2*seedBytes, errdefs.ErrFailedPrecondition)
 	}
-	return Seed{key: secret.New(string(raw))}, nil
+	return Seed{key: (*[seedBytes]byte)(raw)}, nil
 }
 
 // NewSeed makes a Seed that is not kept anywhere, for tests.
 func NewSeed() Seed {
-	raw := make([]byte, seedBytes)
-	rand.Read(raw) //nolint:errcheck // crypto/rand.Read never fails: it crashes the program instead
-	return Seed{key: secret.New(string(raw))}
+	var raw [seedBytes]byte
+	rand.Read(raw[:]) //nolint:errcheck // crypto/rand.Read never fails: it crashes the program instead
+	return Seed{key: &raw}
 }
 
 // AgentToken guards a sandbox's agent on port 49983.
@@ -73,10 +84,10 @@ func (s Seed) TrafficToken(sandboxID string) secret.Value {
 // kinds never collide as long as every kind ends in "/" and no id holds one.
 // The zero Seed panics: a token that anyone can compute must never exist.
 func (s Seed) Derive(kind, id string) secret.Value {
-	if s.key.IsZero() {
+	if s.key == nil {
 		panic("identity: token derived from the zero Seed")
 	}
-	mac := hmac.New(sha256.New, []byte(s.key.Reveal()))
+	mac := hmac.New(sha256.New, s.key[:])
 	io.WriteString(mac, kind+id) //nolint:errcheck // a hash never fails to write
 	return secret.New(hex.EncodeToString(mac.Sum(nil)))
 }
