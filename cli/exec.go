@@ -86,7 +86,7 @@ caisson sandbox exec -t work -- top`,
 				j.stdin = s.piped()
 			}
 			if tty {
-				return s.interactive(ctx, j)
+				return c.endedMeanwhile(ctx, sb.ID, s.interactive(ctx, j))
 			}
 			defer s.hintDenied(ctx, c, sb.ID, time.Now())
 			if f.json {
@@ -94,7 +94,7 @@ caisson sandbox exec -t work -- top`,
 			} else {
 				err = s.runStreaming(ctx, j, false)
 			}
-			return timedOut(err, time.Duration(f.timeout))
+			return timedOut(c.endedMeanwhile(ctx, sb.ID, err), time.Duration(f.timeout))
 		}),
 	}
 	f.add(cmd)
@@ -120,10 +120,11 @@ func (s *session) shellCommand() *cobra.Command {
 				return err
 			}
 			const pick = `if [ -x /bin/bash ]; then exec /bin/bash -il; fi; exec /bin/sh -i`
-			return s.interactive(ctx, job{
+			err = s.interactive(ctx, job{
 				agent: c.Agent(sb).As(f.user),
 				cmd:   client.Command{Path: "/bin/sh", Args: []string{"-c", pick}, Dir: f.dir, Env: map[string]string{}},
 			})
+			return c.endedMeanwhile(ctx, sb.ID, err)
 		}),
 	}
 	cmd.Flags().StringVarP(&f.dir, "cwd", "w", "", "directory to start in")

@@ -66,9 +66,6 @@ func (s *session) run(ctx context.Context, j job) (client.Exit, error) {
 	if ctx.Err() != nil {
 		return exit, errInterrupted
 	}
-	if err != nil && j.cmd.Timeout > 0 && errors.Is(err, client.ErrTimeout) {
-		return exit, err
-	}
 	return exit, err
 }
 
@@ -213,6 +210,7 @@ type execution struct {
 	ExecutionTime float64 `json:"execution_time"`
 	SandboxID     string  `json:"sandbox_id"`
 	Status        string  `json:"status,omitempty"`
+	Reason        string  `json:"reason,omitempty"`
 	Truncated     bool    `json:"truncated,omitempty"`
 }
 
@@ -228,7 +226,7 @@ func (s *session) runJSON(ctx context.Context, id string, j job) error {
 	code := codeOf(exit)
 	e := execution{
 		Stdout: stdout.String(), Stderr: stderr.String(), ExitCode: code, SandboxID: id,
-		ExecutionTime: time.Since(begun).Seconds(), Status: exit.Status, Truncated: stdout.truncated || stderr.truncated,
+		ExecutionTime: time.Since(begun).Seconds(), Status: exit.Status, Reason: exit.Reason, Truncated: stdout.truncated || stderr.truncated,
 	}
 	if err := s.printJSON(e); err != nil {
 		return err
@@ -249,6 +247,8 @@ func (s *session) runStreaming(ctx context.Context, j job, words bool) error {
 	}
 	code, took := codeOf(exit), time.Since(begun).Seconds()
 	switch {
+	case exit.Reason != "":
+		s.say("the command was %s\n", exit.Reason)
 	case words && code == 0:
 		s.say("Execution completed in %.2fs\n", took)
 	case words:

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -175,21 +176,22 @@ func (s *session) runPrepared(ctx context.Context, c *connection, sb client.Sand
 	if ce, ok := errors.AsType[*codeError](err); ok && ce.code == 127 && ce.cause == nil {
 		s.say("hint: 127 means that %s was not found in template %s\n", p.program, sb.TemplateName)
 	}
-	return timedOut(s.endedMeanwhile(ctx, c, sb.ID, err), time.Duration(f.timeout))
+	return timedOut(c.endedMeanwhile(ctx, sb.ID, err), time.Duration(f.timeout))
 }
 
-// endedMeanwhile replaces the broken stream of a sandbox that ended by the
-// reason of its end.
-func (s *session) endedMeanwhile(ctx context.Context, c *connection, id string, err error) error {
-	ae, ok := errors.AsType[*client.Error](err)
-	if !ok || (ae.Code != "unreachable" && ae.Code != "unavailable" && ae.Status != 502) {
+// endedMeanwhile replaces an error of the agent's by the reason of the
+// sandbox's end, when it has ended.
+func (c *connection) endedMeanwhile(ctx context.Context, id string, err error) error {
+	if _, ok := errors.AsType[*client.Error](err); !ok || errors.Is(err, client.ErrTimeout) {
 		return err
 	}
-	sb, gerr := c.Get(context.WithoutCancel(ctx), id)
-	if gerr != nil || sb.State == client.Running || sb.Reason == "" {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	sb, gerr := c.Get(ctx, id)
+	if gerr != nil || sb.State == client.Running {
 		return err
 	}
-	return &codeError{code: exitOurs, cause: fmt.Errorf("the sandbox ended: %s%s", sb.Reason, reasonText(sb))}
+	return &codeError{code: exitOurs, cause: fmt.Errorf("the sandbox ended: %s%s", cmp.Or(sb.Reason, string(sb.State)), reasonText(sb))}
 }
 
 func (s *session) sandboxRunCommand() *cobra.Command {

@@ -71,7 +71,7 @@ caisson serve --data ./data --egress-presets pypi,npm --set limits.memory_mib=2G
 	}
 	flags := s.configFlags(cmd, "all")
 	selfSigned := cmd.Flags().Bool("tls-self-signed", false, "make a certificate authority and serve TLS with it")
-	destroy := cmd.Flags().Bool("destroy-on-exit", false, "end every sandbox when the server stops, for demonstrations and tests")
+	destroy := cmd.Flags().Bool("destroy-on-exit", false, "end every sandbox and the engine when the server stops, for demonstrations and tests")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		given := flags()
 		if *selfSigned {

@@ -112,6 +112,9 @@ func rpcError(op string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
 	var ce *connect.Error
 	if !errors.As(err, &ce) {
 		return &Error{Op: op, Code: "unreachable", Message: err.Error(), cause: err}

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/containerd/errdefs"
+
 	pb "github.com/caisson-dev/caisson/gen/process"
 )
 
@@ -170,7 +173,11 @@ func copyOut(data *pb.ProcessEvent_DataEvent, stdout, stderr io.Writer) error {
 }
 
 func exitOf(end *pb.ProcessEvent_EndEvent) Exit {
-	return Exit{Code: int(end.GetExitCode()), Status: end.GetStatus()}
+	e := Exit{Code: int(end.GetExitCode()), Status: end.GetStatus()}
+	if !end.GetExited() && !strings.HasPrefix(e.Status, "signal: ") {
+		e.Reason = e.Status
+	}
+	return e
 }
 
 // failure explains why the stream ended without an end event.
@@ -181,6 +188,9 @@ func (p *Process) failure() error {
 	err := p.stream.Err()
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return &Error{Op: "wait for process", Code: "unreachable", Message: "the connection to the sandbox broke", cause: err}
 	}
 	if connect.CodeOf(err) == connect.CodeDeadlineExceeded {
 		return fmt.Errorf("%w: %w", ErrTimeout, rpcError("wait for process", err))
@@ -233,10 +243,14 @@ func (p *Process) SendAll(ctx context.Context, r io.Reader) error {
 			return fmt.Errorf("read input: %w", rerr)
 		}
 	}
-	if _, err := in.CloseAndReceive(); err != nil {
-		return rpcError("send input", err)
+	_, err := in.CloseAndReceive()
+	if err == nil {
+		err = p.CloseStdin(ctx)
 	}
-	return p.CloseStdin(ctx)
+	if connect.CodeOf(err) == connect.CodeNotFound || errors.Is(err, errdefs.ErrNotFound) {
+		return nil // it has ended
+	}
+	return rpcError("send input", err)
 }
 
 // CloseStdin ends the process's input; on a terminal it sends the end-of-file

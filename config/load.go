@@ -103,7 +103,8 @@ func Load(in Inputs) (*Loaded, error) {
 		problems = append(problems, l.apply(byName, e))
 	}
 	for _, k := range keys {
-		if s, ok := in.Env.Lookup(k.Env); ok {
+		// An empty variable is as good as none: tools pass unset ones on so.
+		if s, ok := in.Env.Lookup(k.Env); ok && s != "" {
 			problems = append(problems, l.apply(byName, entry{key: k.Name, raw: textOf(s), from: Source{"environment", k.Env}}))
 		}
 	}
@@ -210,7 +211,7 @@ func strayVariables(env Environ, keys []Key) []string {
 	var warnings []string
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "CAISSON_") || slices.Contains(known, name) {
+		if !strings.HasPrefix(name, "CAISSON_") || strings.HasSuffix(kv, "=") || slices.Contains(known, name) {
 			continue
 		}
 		if near := nearest(name, known); near != "" {
