@@ -27,7 +27,7 @@ const (
 	maxCached  = 1024
 	// cacheFor bounds how long a key that another process revoked in the
 	// shared database still works here. In this process revocation is at once.
-	cacheFor      = 5 * time.Second
+	cacheFor      = time.Second
 	flushInterval = 30 * time.Second
 )
 

@@ -182,9 +182,9 @@ func TestRevocationElsewhereAndLastUse(t *testing.T) {
 		if err := elsewhere.Revoke(t.Context(), "system", identity.DefaultTeam, k.ID); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(time.Second)
 		if _, err := keys.Authenticate(t.Context(), plain.Reveal()); !errdefs.IsUnauthorized(err) {
-			t.Errorf("Authenticate() 5 s after another process revoked = %v, want unauthenticated", err)
+			t.Errorf("Authenticate() a second after another process revoked = %v, want unauthenticated", err)
 		}
 	})
 }

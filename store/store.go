@@ -20,6 +20,7 @@ import (
 	"github.com/caisson-dev/caisson/gen/db"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/containerd/errdefs"
+	"github.com/gofrs/flock"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	_ "modernc.org/sqlite"             // the driver "sqlite"
 )
@@ -28,6 +29,7 @@ const (
 	sqliteReaders    = 4
 	postgresPool     = 16
 	busyTimeout      = 10 * time.Second
+	lockRetry        = 10 * time.Millisecond
 	conflictAttempts = 8
 )
 
@@ -53,11 +55,11 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 	var err error
 	if isPostgres(dsn) {
 		err = s.openPostgres(dsn)
+		if err == nil {
+			err = s.prepare(ctx)
+		}
 	} else {
-		err = s.openSQLite(strings.TrimPrefix(dsn, "sqlite:"))
-	}
-	if err == nil {
-		err = s.prepare(ctx)
+		err = s.openSQLite(ctx, strings.TrimPrefix(dsn, "sqlite:"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -83,18 +85,26 @@ func (s *Store) openPostgres(dsn string) error {
 	return nil
 }
 
-func (s *Store) openSQLite(path string) error {
+func (s *Store) openSQLite(ctx context.Context, path string) (err error) {
 	s.dialect = sqliteDialect
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	// SQLite gives the WAL the mode of the file.
-	f, err := os.OpenFile(abs, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	// SQLite has no lock to hold over several migrations; processes that open a
+	// fresh or an old database together take turns by this one.
+	turn := flock.New(abs+".lock", flock.SetPermissions(0o600))
+	if _, err := turn.TryLockContext(ctx, lockRetry); err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
-	if err := f.Close(); err != nil {
+	defer func() { err = errors.Join(err, turn.Unlock()) }()
+	// SQLite gives the WAL the mode of the file. An existing file is not opened
+	// here: closing it would drop the locks that this process has on it.
+	f, err := os.OpenFile(abs, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("open database: %w", err)
 	}
 	open := func(conns int, params url.Values, pragmas ...string) (*sql.DB, error) {
@@ -118,8 +128,10 @@ func (s *Store) openSQLite(path string) error {
 	if err != nil {
 		return err
 	}
-	s.reader, err = open(sqliteReaders, url.Values{}, "query_only(1)")
-	return err
+	if s.reader, err = open(sqliteReaders, url.Values{}, "query_only(1)"); err != nil {
+		return err
+	}
+	return s.prepare(ctx)
 }
 
 func (s *Store) prepare(ctx context.Context) error {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caisson-dev/caisson/sandbox"
@@ -59,6 +60,31 @@ func testSchema(t *testing.T, driver, dsn string) {
 	_, err = store.Open(t.Context(), dsn)
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "9999") {
 		t.Errorf("Open(newer schema) = %v, want failed precondition naming 9999", err)
+	}
+}
+
+// A command and the server may open a fresh data directory together.
+func TestOpenTogether(t *testing.T) {
+	t.Parallel()
+	for range 10 {
+		path := filepath.Join(t.TempDir(), "caisson.db")
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				s, err := store.Open(t.Context(), path)
+				if err != nil {
+					t.Errorf("Open() = %v", err)
+					return
+				}
+				if err := s.PutMeta(t.Context(), "x", "y"); err != nil {
+					t.Errorf("PutMeta() = %v", err)
+				}
+				if err := s.Close(); err != nil {
+					t.Errorf("Close() = %v", err)
+				}
+			})
+		}
+		wg.Wait()
 	}
 }
 
