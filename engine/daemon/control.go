@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/control/client"
 	"gvisor.dev/gvisor/pkg/sentry/control"
@@ -169,7 +170,8 @@ func (b *box) exec(ctx context.Context, x wire.Exec, files []*os.File) (int32, e
 	if len(files) != 3 || len(x.Argv) == 0 {
 		return 0, &wire.Error{Code: wire.CodeInvalid, Message: "exec takes an argument list and 3 files"}
 	}
-	names := bundle.Capabilities()
+	// As for the agent's own children: only the agent is exempt from limits.
+	names := slices.DeleteFunc(bundle.Capabilities(), func(c string) bool { return c == "CAP_SYS_RESOURCE" })
 	set := &specs.LinuxCapabilities{Bounding: names}
 	if x.UID == 0 {
 		set.Effective, set.Permitted = names, names

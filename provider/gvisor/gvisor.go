@@ -187,6 +187,25 @@ func (p *Provider) Close() error {
 	return err
 }
 
+// StopEngine ends the engine and with it every box. Only for taking a data
+// directory out of use: a stopping server leaves the engine running.
+func (p *Provider) StopEngine(ctx context.Context) error {
+	c, err := p.engine(ctx)
+	if err != nil {
+		return err
+	}
+	p.closing() // or the supervisor would launch another
+	if err := c.Call(ctx, wire.OpShutdown, wire.Shutdown{Force: true}, nil); err != nil {
+		return fmt.Errorf("stop engine: %w", err)
+	}
+	select {
+	case <-c.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop engine: %w", context.Cause(ctx))
+	}
+}
+
 // List implements provider.Provider. Boxes that have ended and were not yet
 // destroyed are included.
 func (p *Provider) List(ctx context.Context) ([]provider.Handle, error) {
