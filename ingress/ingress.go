@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -41,6 +42,9 @@ type Config struct {
 	// Lookups bounds, per client address, signed links that do not name their
 	// sandbox. Nil means 50 a second, 500 at once.
 	Lookups *identity.Limiter
+	// Observe is told of every request that reached a sandbox, when its answer
+	// begins; target is "agent" or "port". Nil tells nobody.
+	Observe func(target string, status int, firstByte time.Duration)
 	Log     *slog.Logger
 }
 
@@ -51,6 +55,7 @@ type Handler struct {
 	api       http.Handler
 	sandboxes Sandboxes
 	lookups   *identity.Limiter
+	observe   func(target string, status int, firstByte time.Duration)
 	log       *slog.Logger
 
 	ctx    context.Context //nolint:containedctx // bounds the watchers, which outlive every request
@@ -78,7 +83,10 @@ func New(c Config) (*Handler, error) {
 	slices.SortFunc(domains, func(a, b string) int { return len(b) - len(a) })
 	h := &Handler{
 		domains: domains, api: c.API, sandboxes: c.Sandboxes, lookups: c.Lookups, log: c.Log,
-		boxes: map[sandbox.ID]*box{},
+		observe: c.Observe, boxes: map[sandbox.ID]*box{},
+	}
+	if h.observe == nil {
+		h.observe = func(string, int, time.Duration) {}
 	}
 	if h.lookups == nil {
 		h.lookups = identity.NewLimiter(50, 500)

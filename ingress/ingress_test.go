@@ -92,7 +92,7 @@ type options struct {
 	ports   map[uint16]http.Handler
 }
 
-func start(t *testing.T, o options) *world {
+func start(t testing.TB, o options) *world {
 	t.Helper()
 	w := &world{
 		boxes: &boxes{live: map[sandbox.ID]*sandbox.Live{}, gone: map[sandbox.ID]chan struct{}{}},

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
@@ -20,6 +21,12 @@ import (
 // connection.
 func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Live, to target) {
 	b := h.boxOf(live)
+	start := time.Now()
+	kind := "port"
+	if to.port == agentPort {
+		kind = "agent"
+	}
+	tame := to.shared && to.port == agentPort && r.URL.Path == "/files"
 	if r.ProtoMajor == 1 && r.ContentLength == -1 {
 		// A client that streams its body may want answers before it has ended.
 		_ = http.NewResponseController(w).EnableFullDuplex() // not every writer can, and most requests need not
@@ -29,11 +36,18 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		FlushInterval: -1,
 		BufferPool:    buffers{},
 		Rewrite:       func(pr *httputil.ProxyRequest) { rewrite(pr, live, to) },
-		ErrorHandler:  func(w http.ResponseWriter, r *http.Request, err error) { h.failed(w, r, b, to, err) },
-		ErrorLog:      slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
-	}
-	if to.shared && to.port == agentPort && r.URL.Path == "/files" {
-		p.ModifyResponse = tameFile
+		ModifyResponse: func(resp *http.Response) error {
+			h.observe(kind, resp.StatusCode, time.Since(start))
+			if tame {
+				tameFile(resp)
+			}
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			h.observe(kind, http.StatusBadGateway, time.Since(start))
+			h.failed(w, r, b, to, err)
+		},
+		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
 	p.ServeHTTP(w, r)
 }
@@ -73,7 +87,7 @@ func (h *Handler) failed(w http.ResponseWriter, r *http.Request, b *box, to targ
 
 // tameFile keeps a guest's file from acting as a page of a host that many
 // sandboxes and the API share (decisions.md 20).
-func tameFile(resp *http.Response) error {
+func tameFile(resp *http.Response) {
 	h := resp.Header
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "sandbox")
@@ -87,7 +101,7 @@ func tameFile(resp *http.Response) error {
 		h.Set("Content-Type", "application/octet-stream")
 	}
 	if resp.StatusCode >= http.StatusMultipleChoices || !active(h.Get("Content-Type")) {
-		return nil
+		return
 	}
 	_, params, err := mime.ParseMediaType(h.Get("Content-Disposition"))
 	disposition := mime.FormatMediaType("attachment", params)
@@ -95,7 +109,6 @@ func tameFile(resp *http.Response) error {
 		disposition = "attachment"
 	}
 	h.Set("Content-Disposition", disposition)
-	return nil
 }
 
 // active reports a type that a browser may run or render with scripts; what is
