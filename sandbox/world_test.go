@@ -44,7 +44,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
 		db:    storetest.Open(t, filepath.Join(t.TempDir(), "caisson.db")),
-		boxes: &boxes{all: map[string]*box{}, pipes: map[net.Conn]bool{}},
+		boxes: newBoxes(),
 		seed:  identity.NewSeed(),
 	}
 	t.Cleanup(w.boxes.close)
@@ -307,6 +307,8 @@ type box struct {
 	refuse   bool
 	servers  []*control.Server
 }
+
+func newBoxes() *boxes { return &boxes{all: map[string]*box{}, pipes: map[net.Conn]bool{}} }
 
 func (b *boxes) ids() []string {
 	b.mu.Lock()
