@@ -199,7 +199,7 @@ func (b baseBuild) write(ctx context.Context, out *os.File, packages []string, n
 	host := hostApt(ctx)
 	run := debootstrap{
 		tool: b.tool, args: b.arguments(packages, host.options()), sources: host.sources(b.Suite, b.Mirror),
-		tempDir: b.work, progress: b.Progress,
+		tempDir: b.work, progress: b.Progress, grace: killGrace,
 	}
 	err = run.run(ctx, func(tar io.Reader) error {
 		next := int64(0)
@@ -284,7 +284,7 @@ func finaliseBase(w *erofs.Writer, suite string) error {
 		{path: "var/lib/apt/lists/partial", mode: 0o755}, {path: "etc/apt/sources.list.d", mode: 0o755},
 		{path: "etc/apt/auth.conf.d", mode: 0o755},
 	} {
-		if err := w.Add(erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {
+		if err := add(w, erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {
 			return err
 		}
 	}

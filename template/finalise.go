@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -17,6 +18,19 @@ import (
 
 // maxEtc bounds the system files that finalisation reads.
 const maxEtc = 4 << 20
+
+// fileTime is the time of every file that finalisation writes: the same input is
+// to give the same image, and some tools refuse times before 1980.
+//
+//nolint:gochecknoglobals // a constant in all but syntax
+var fileTime = time.Date(2020, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+func add(w *erofs.Writer, f erofs.File) error {
+	if f.ModTime.IsZero() {
+		f.ModTime = fileTime
+	}
+	return w.Add(f)
+}
 
 // skeleton makes the directories that a sandbox mounts things on or writes to.
 func skeleton(w *erofs.Writer) error {
@@ -35,7 +49,7 @@ func skeleton(w *erofs.Writer) error {
 			}
 			continue
 		}
-		if err := w.Add(erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {
+		if err := add(w, erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {
 			return err
 		}
 	}
@@ -44,7 +58,7 @@ func skeleton(w *erofs.Writer) error {
 
 func addTexts(w *erofs.Writer, files []textFile) error {
 	for _, f := range files {
-		if err := w.Add(erofs.File{Path: f.path, Mode: f.mode, Data: []byte(f.text)}); err != nil {
+		if err := add(w, erofs.File{Path: f.path, Mode: f.mode, Data: []byte(f.text)}); err != nil {
 			return err
 		}
 	}
@@ -63,16 +77,16 @@ func addUser(w *erofs.Writer) error {
 		return err
 	}
 	if w.Exists("usr/bin/sudo") {
-		err := w.Add(erofs.File{Path: "etc/sudoers.d/" + userName, Mode: 0o440, Data: []byte(sudoersText)})
+		err := add(w, erofs.File{Path: "etc/sudoers.d/" + userName, Mode: 0o440, Data: []byte(sudoersText)})
 		if err != nil {
 			return err
 		}
 	}
-	if err := w.Add(erofs.File{Path: "code", Mode: 0o777 | fs.ModeDir}); err != nil {
+	if err := add(w, erofs.File{Path: "code", Mode: 0o777 | fs.ModeDir}); err != nil {
 		return err
 	}
 	if !w.Exists("usr/local") {
-		if err := w.Add(erofs.File{Path: "usr/local", Mode: 0o777 | fs.ModeDir}); err != nil {
+		if err := add(w, erofs.File{Path: "usr/local", Mode: 0o777 | fs.ModeDir}); err != nil {
 			return err
 		}
 	}
@@ -217,7 +231,7 @@ func freeID(passwd, group []byte) uint32 {
 // home makes the user's home from /etc/skel, keeping what is there.
 func home(w *erofs.Writer, uid, gid uint32) error {
 	if !w.Exists(userHome) {
-		if err := w.Add(erofs.File{Path: userHome, Mode: 0o755 | fs.ModeDir, UID: uid, GID: gid}); err != nil {
+		if err := add(w, erofs.File{Path: userHome, Mode: 0o755 | fs.ModeDir, UID: uid, GID: gid}); err != nil {
 			return err
 		}
 	}
@@ -242,7 +256,7 @@ func home(w *erofs.Writer, uid, gid uint32) error {
 		if err != nil {
 			return err
 		}
-		err = w.Add(erofs.File{Path: path.Join(userHome, name), Mode: 0o644, UID: uid, GID: gid, Data: data})
+		err = add(w, erofs.File{Path: path.Join(userHome, name), Mode: 0o644, UID: uid, GID: gid, Data: data})
 		if err != nil {
 			return err
 		}

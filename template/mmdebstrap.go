@@ -21,8 +21,8 @@ const (
 	// tailLines and tailLine bound what is kept of the build's output for errors.
 	tailLines = 40
 	tailLine  = 400
-	// killDelay is how long mmdebstrap has to tidy up after a cancellation.
-	killDelay = 10 * time.Second
+	// killGrace is how long mmdebstrap has to tidy up after a cancellation.
+	killGrace = 10 * time.Second
 )
 
 // debootstrap is one run of mmdebstrap.
@@ -32,6 +32,7 @@ type debootstrap struct {
 	sources  string
 	tempDir  string
 	progress func(Progress)
+	grace    time.Duration // between SIGTERM and SIGKILL
 }
 
 // run starts mmdebstrap, hands its tar stream to use, and waits for it. All it
@@ -58,7 +59,7 @@ func (d debootstrap) run(ctx context.Context, use func(io.Reader) error) error {
 	}
 	ended := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { endGroup(ctx, cmd.Process.Pid, ended) })
+	wg.Go(func() { d.endGroup(ctx, cmd.Process.Pid, ended) })
 	useErr := use(stdout)
 	if useErr != nil {
 		if errdefs.IsInvalidArgument(useErr) {
@@ -86,14 +87,14 @@ func (d debootstrap) run(ctx context.Context, use func(io.Reader) error) error {
 }
 
 // endGroup ends a process group when ctx does, first gently.
-func endGroup(ctx context.Context, pgid int, ended <-chan struct{}) {
+func (d debootstrap) endGroup(ctx context.Context, pgid int, ended <-chan struct{}) {
 	select {
 	case <-ended:
 		return
 	case <-ctx.Done():
 	}
 	signalGroup(pgid, syscall.SIGTERM)
-	t := time.NewTimer(killDelay)
+	t := time.NewTimer(d.grace)
 	defer t.Stop()
 	select {
 	case <-ended:

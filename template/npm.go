@@ -122,16 +122,16 @@ func addNPM(w *erofs.Writer, packed []byte) error {
 			mode = 0o755
 		}
 		f := erofs.File{Path: path.Join(npmDir, name), Mode: mode, Reader: tr, Size: h.Size, ModTime: h.ModTime}
-		if err := w.Add(f); err != nil {
+		if err := add(w, f); err != nil {
 			return fmt.Errorf("unpack npm: %w", err)
 		}
 	}
-	if err := w.Add(erofs.File{Path: path.Join(npmDir, "npmrc"), Mode: 0o644, Data: []byte(npmrcText)}); err != nil {
+	if err := add(w, erofs.File{Path: path.Join(npmDir, "npmrc"), Mode: 0o644, Data: []byte(npmrcText)}); err != nil {
 		return err
 	}
 	for _, tool := range []string{"npm", "npx"} {
 		target := "../lib/node_modules/npm/bin/" + tool + "-cli.js"
-		if err := w.Add(erofs.File{Path: "usr/bin/" + tool, Mode: fs.ModeSymlink, Target: target}); err != nil {
+		if err := add(w, erofs.File{Path: "usr/bin/" + tool, Mode: fs.ModeSymlink, Target: target}); err != nil {
 			return err
 		}
 	}
