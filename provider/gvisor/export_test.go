@@ -5,12 +5,28 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path/filepath"
+
+	"github.com/containerd/errdefs"
 )
 
 // BoxCgroups is the pattern of the groups of an engine's boxes.
 func BoxCgroups(dataDir, controller string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(dataDir, "engine")))
 	return filepath.Join("/sys/fs/cgroup", controller, "caisson-"+hex.EncodeToString(sum[:4]), "*", "cgroup.procs")
+}
+
+// SentryPID is the sandbox process of a box.
+func (b *Box) SentryPID(ctx context.Context) (int, error) {
+	boxes, err := b.p.list(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, w := range boxes {
+		if w.ID == b.id {
+			return w.PID, nil
+		}
+	}
+	return 0, errdefs.ErrNotFound
 }
 
 // EnginePID is the process that runs the boxes.

@@ -20,8 +20,8 @@ import (
 
 // Snapshot implements provider.Snapshotter. Before memory is saved the agent
 // forgets its token and the injected variables, so that they are in no file:
-// afterwards the box runs on without an identity, and the caller sends
-// Control().Init again.
+// afterwards, also after an error, the box runs on without an identity, and the
+// caller sends Control().Init again.
 func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (_ snapshot.Artifact, err error) {
 	op, names := wire.OpSaveFiles, wire.SavedFiles()
 	switch k {

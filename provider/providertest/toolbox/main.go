@@ -28,7 +28,7 @@ func main() {
 	commands := map[string]func(args []string) error{
 		"echo": echo, "stderr": toStderr, "exit": exit, "cat": cat, "env": env, "flood": flood, "alloc": alloc,
 		"fill": fill, "forks": forks, "cpus": cpus, "put": put, "get": get, "serve": serve, "dial": dial,
-		"resolve": resolve, "udp": udp, "sleep": sleep, "die": die,
+		"resolve": resolve, "udp": udp, "sleep": sleep, "die": die, "kill": kill, "remove": remove,
 	}
 	run, ok := commands[os.Args[1]]
 	if !ok {
@@ -223,6 +223,12 @@ func sleep(args []string) error {
 	time.Sleep(time.Duration(number(args, 0)) * time.Millisecond)
 	return nil
 }
+
+func kill(args []string) error {
+	return syscall.Kill(number(args, 0), syscall.Signal(number(args, 1)))
+}
+
+func remove(args []string) error { return os.Remove(arg(args, 0)) }
 
 // die sends itself a signal.
 func die(args []string) error {
