@@ -70,7 +70,10 @@ func (s *session) oneShot(ctx context.Context, c *connection, create createFlags
 		return err
 	}
 	o.Timeout = lease
-	sb, err := c.Create(ctx, o)
+	// Ctrl-C while it is being created must not leave it behind.
+	creating, cancel := outlive(ctx, 5*time.Second)
+	sb, err := c.Create(creating, o)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -83,6 +86,19 @@ func (s *session) oneShot(ctx context.Context, c *connection, create createFlags
 	defer release()
 	go renew(leased, c, sb.ID)
 	return s.runPrepared(ctx, c, sb, f, prepare, false)
+}
+
+// outlive returns a context that ends d after ctx does.
+func outlive(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-longer.Done():
+		case <-time.After(d):
+			cancel(context.Cause(ctx))
+		}
+	})
+	return longer, func() { stop(); cancel(nil) }
 }
 
 // renew keeps a one-shot sandbox alive until ctx ends. A failed renewal is

@@ -1,0 +1,33 @@
+package cli_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/caisson-dev/caisson/cli/clitest"
+	"github.com/caisson-dev/caisson/config"
+	"github.com/caisson-dev/caisson/internal/testenv"
+)
+
+// TestScriptsOnRealServer runs the same scripts with the built program against
+// a server of its own, whose sandboxes are real.
+func TestScriptsOnRealServer(t *testing.T) {
+	bin, data := os.Getenv("CAISSON_TEST_BIN"), os.Getenv("CAISSON_TEST_DATA")
+	if bin == "" || data == "" {
+		t.Skip("CAISSON_TEST_BIN and CAISSON_TEST_DATA name no built program with a prepared data directory; scripts/test.sh does")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("real sandboxes with memory and CPU limits need root")
+	}
+	dir := t.TempDir()
+	if err := testenv.CopyData(data, dir); err != nil {
+		t.Fatal(err)
+	}
+	server, err := testenv.Start(t.Context(), testenv.Options{Binary: bin, Data: dir, Args: []string{"--destroy-on-exit"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Stop)
+	clitest.Scripts(t, clitest.Target{URL: server.URL, KeyFile: config.KeyFile(dir), Bin: filepath.Dir(bin)}, "testdata/script")
+}
