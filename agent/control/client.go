@@ -189,7 +189,7 @@ func (c *Client) write() {
 
 func (c *Client) read() {
 	fr := newFrameReader(c.rw, maxToServer)
-	var greeted time.Time
+	var greeted time.Time // when it was, or will be
 	for {
 		f, err := fr.next()
 		if err != nil {
@@ -203,10 +203,11 @@ func (c *Client) read() {
 		switch {
 		case f.epoch == c.epoch:
 			c.handle(m)
-		case m.Kind == kindHello && time.Since(greeted) >= greetEvery:
-			// An agent that knows another epoch or none: tell it ours.
-			greeted = time.Now()
-			c.greet()
+		case m.Kind == kindHello && !greeted.After(time.Now()):
+			// An agent that knows another epoch or none: tell it ours, soon.
+			wait := max(0, time.Until(greeted.Add(greetEvery)))
+			greeted = time.Now().Add(wait)
+			time.AfterFunc(wait, c.greet)
 		}
 	}
 }
