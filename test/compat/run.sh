@@ -84,7 +84,7 @@ run() {
 	js-*)
 		# Older Node releases do not expand patterns themselves, so the shell does.
 		(cd js && CAISSON_COMPAT_SDK=$version timeout --foreground -k 10 "$limit" node --test \
-			--test-concurrency=3 --test-timeout=60000 --test-reporter=spec ${pattern:+--test-name-pattern="$pattern"} ./*.test.mjs)
+			--test-concurrency=3 --test-reporter=spec ${pattern:+--test-name-pattern="$pattern"} ./*.test.mjs)
 		;;
 	python-*)
 		(cd python && PYTHONDONTWRITEBYTECODE=1 timeout --foreground -k 10 "$limit" ".venv-$version/bin/pytest" ${pattern:+-k "$pattern"})

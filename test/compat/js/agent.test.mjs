@@ -2,8 +2,7 @@
 // authentication and the file routes' headers and messages.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { test } from 'node:test';
-import { agent, eventually, guest, rawSandbox, rpc, sandbox, stream } from './harness.mjs';
+import { agent, eventually, guest, rawSandbox, rpc, sandbox, stream, test } from './harness.mjs';
 
 const b64 = (s) => Buffer.from(s).toString('base64');
 const unb64 = (s) => Buffer.from(s, 'base64').toString();

@@ -1,8 +1,7 @@
 // Commands: results, users, environment, working directory, errors, limits of
 // time, streaming and large output.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Recorder, delay, eventually, fails, sandbox } from './harness.mjs';
+import { Recorder, delay, eventually, fails, sandbox, test } from './harness.mjs';
 
 test('result of a command', async (t) => {
   const box = await sandbox(t);
@@ -37,8 +36,8 @@ test('the default user', async (t) => {
 
 test('another user', async (t) => {
   const box = await sandbox(t);
-  const root = await box.commands.run('id -u; pwd; echo $HOME:$USER', { user: 'root' });
-  assert.equal(root.stdout, '0\n/root\n/root:root\n');
+  const root = await box.commands.run('id -u; echo $HOME:$USER:$LOGNAME', { user: 'root' });
+  assert.equal(root.stdout, '0\n/root:root:root\n');
   const user = await box.commands.run('id -un', { user: 'user' });
   assert.equal(user.stdout, 'user\n');
   await fails(box.commands.run('true', { user: 'nosuchuser' }), 'AuthenticationError', /invalid username: 'nosuchuser'/);

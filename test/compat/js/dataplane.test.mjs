@@ -3,8 +3,7 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import http from 'node:http';
-import { test } from 'node:test';
-import { Sandbox, agent, byHost, eventually, guest, listening, sandbox, sandboxUrl, serve, unknownSandbox } from './harness.mjs';
+import { Sandbox, agent, byHost, eventually, guest, listening, sandbox, sandboxUrl, serve, test, unknownSandbox } from './harness.mjs';
 
 test('the header form', async (t) => {
   const box = await sandbox(t);

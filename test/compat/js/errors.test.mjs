@@ -1,7 +1,6 @@
 // Credentials, and options that this server does not build yet.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Sandbox, fails, isNew, sandbox, unknownSandbox, wrongKey } from './harness.mjs';
+import { Sandbox, fails, isNew, sandbox, test, unknownSandbox, wrongKey } from './harness.mjs';
 
 test('wrong API key', async (t) => {
   const box = await sandbox(t);

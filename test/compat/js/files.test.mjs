@@ -1,8 +1,7 @@
 // Files: reading and writing in every form, users and paths, metadata.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { test } from 'node:test';
-import { fails, sandbox } from './harness.mjs';
+import { fails, sandbox, test } from './harness.mjs';
 
 const sha = (data) => createHash('sha256').update(data).digest('hex');
 const pattern = (size) => new Uint8Array(size).map((_, i) => (i * 7 + (i >> 8)) % 256);
@@ -140,10 +139,10 @@ test('580 files in one call', async (t) => {
   const infos = await box.files.write(entries);
   const took = Date.now() - started;
   assert.equal(infos.length, 580);
-  assert.ok(took < 5_000, `took ${took} ms`);
+  assert.ok(took < 8_000, `took ${took} ms`);
   assert.equal((await box.commands.run('find tree -type f | wc -l')).stdout.trim(), '580');
   const want = sha(entries.map((e) => e.data).join(''));
-  const got = await box.commands.run('for i in $(seq 0 579); do cat tree/$((i % 10))/file-$i.txt; done | sha256sum');
+  const got = await box.commands.run('for i in $(seq 0 579); do echo tree/$((i % 10))/file-$i.txt; done | xargs cat | sha256sum');
   assert.equal(got.stdout, `${want}  -\n`);
 });
 

@@ -1,7 +1,6 @@
 // The tree: listing, information, making, moving and removing.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { fails, sandbox } from './harness.mjs';
+import { fails, sandbox, test } from './harness.mjs';
 
 async function tree(box) {
   await box.commands.run('mkdir -p t/subdir1/subdir1_1 t/subdir2 && touch t/file1.txt t/subdir1/file2 t/subdir1/subdir1_1/file3 t/subdir2/file4');

@@ -1,8 +1,7 @@
 // The git module: a client of commands, with a git daemon inside the sandbox as
 // the remote.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { eventually, fails, listening, sandbox } from './harness.mjs';
+import { eventually, fails, listening, sandbox, test } from './harness.mjs';
 
 const author = { authorName: 'Ada', authorEmail: 'ada@example.com' };
 

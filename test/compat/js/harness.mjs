@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import http from 'node:http';
+import nodeTest from 'node:test';
 import { inspect } from 'node:util';
 
 for (const name of ['E2B_API_KEY', 'E2B_API_URL', 'E2B_SANDBOX_URL']) {
@@ -29,6 +30,9 @@ export const wrongKey = `e2b_${'0'.repeat(40)}`;
 
 export const unique = (prefix = 'compat') => `${prefix}-${randomBytes(6).toString('hex')}`;
 export const delay = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+// test bounds every test; a hang is a failure with a name.
+export const test = (name, fn) => nodeTest(name, { timeout: 60_000 }, fn);
 
 // sandbox makes a box for one test and kills it when that test ends.
 export async function sandbox(t, opts = {}) {

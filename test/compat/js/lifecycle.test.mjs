@@ -1,8 +1,7 @@
 // Lifecycle through the SDK: create with every option that is built, connect,
 // info, timeouts, kill, and what a host name looks like.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Sandbox, delay, eventually, fails, isNew, sandbox, sdk, unique, unknownSandbox } from './harness.mjs';
+import { Sandbox, delay, eventually, fails, isNew, sandbox, sdk, test, unique, unknownSandbox } from './harness.mjs';
 
 const seconds = (info) => (info.endAt.getTime() - info.startedAt.getTime()) / 1000;
 const near = (got, want, tolerance, what) =>

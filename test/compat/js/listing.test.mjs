@@ -1,7 +1,6 @@
 // Sandbox.list: filters, order and paging.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Sandbox, fails, sandbox, unique } from './harness.mjs';
+import { Sandbox, fails, sandbox, test, unique } from './harness.mjs';
 
 const ids = (items) => items.map((i) => i.sandboxId);
 

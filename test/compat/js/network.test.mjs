@@ -1,8 +1,7 @@
 // Egress options: what is stored, what is refused, and that nothing leaves
 // which was not allowed. No test needs the internet.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Sandbox, fails, sandbox, sdk, unknownSandbox } from './harness.mjs';
+import { Sandbox, fails, sandbox, sdk, test, unknownSandbox } from './harness.mjs';
 
 const everything = sdk.ALL_TRAFFIC;
 

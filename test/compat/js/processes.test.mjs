@@ -1,7 +1,6 @@
 // Background commands: handles, standard input, listing, attaching, killing.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Recorder, Sandbox, delay, eventually, fails, sandbox } from './harness.mjs';
+import { Recorder, Sandbox, delay, eventually, fails, sandbox, test } from './harness.mjs';
 
 const background = { background: true };
 

@@ -1,7 +1,6 @@
 // Terminals.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Sandbox, Terminal, fails, sandbox } from './harness.mjs';
+import { Sandbox, Terminal, fails, sandbox, test } from './harness.mjs';
 
 const bytes = (s) => new TextEncoder().encode(s);
 

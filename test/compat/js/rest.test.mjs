@@ -1,8 +1,7 @@
 // The control plane without an SDK: what the SDKs do not show but depend on.
 // These programs are the same for every SDK version.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { api, apiError, apiUrl, eventually, rawSandbox, unique, unknownSandbox, wrongKey } from './harness.mjs';
+import { api, apiError, apiUrl, eventually, rawSandbox, test, unique, unknownSandbox, wrongKey } from './harness.mjs';
 
 const age = (info) => (Date.parse(info.endAt) - Date.parse(info.startedAt)) / 1000;
 const left = (info) => (Date.parse(info.endAt) - Date.now()) / 1000;

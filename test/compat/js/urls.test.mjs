@@ -2,9 +2,8 @@
 // sandbox but the signature.
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { test } from 'node:test';
 import { promisify } from 'node:util';
-import { Sandbox, eventually, sandbox } from './harness.mjs';
+import { Sandbox, eventually, sandbox, test } from './harness.mjs';
 
 const run = promisify(execFile);
 

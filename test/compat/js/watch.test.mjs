@@ -1,7 +1,6 @@
 // Watching directories over a stream.
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { Recorder, Sandbox, fails, sandbox, sdk } from './harness.mjs';
+import { Recorder, Sandbox, fails, sandbox, sdk, test } from './harness.mjs';
 
 const { FilesystemEventType: Event } = sdk;
 const is = (type, name) => (e) => e.type === type && e.name === name;
