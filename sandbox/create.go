@@ -151,6 +151,7 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	defer func() { <-m.slots }()
 
 	c.stage = StageAttach
+	// Before the step, for once: an Attach that fails late may have attached.
 	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
 	att, err := m.deps.Guard.Attach(ctx, id, c.sb.Egress)
 	if err != nil {
@@ -267,11 +268,11 @@ func (m *Manager) unwind(ctx context.Context, c *creation, first error) error {
 			s.State, s.Reason = Killed, why
 			if !killed {
 				// The commit went through and its answer was lost.
-				s.Reason = reasonText(c.stage, first)
+				s.Reason = reasonText(s.ID, c.stage, first)
 			}
 			return audit.Event{Type: "sandbox.killed", At: now, Actor: by, Reason: s.Reason}, nil
 		}
-		s.State, s.Reason = Failed, reasonText(c.stage, first)
+		s.State, s.Reason = Failed, reasonText(s.ID, c.stage, first)
 		return audit.Event{Type: "sandbox.failed", At: now, Actor: c.who.KeyID, Reason: c.stage}, nil
 	})
 	if err != nil {

@@ -8,9 +8,13 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 )
 
-// clockCheck bounds how long the reaper trusts the monotonic clock: a machine
-// that was suspended, or whose clock was set, is noticed after this.
-const clockCheck = 30 * time.Second
+const (
+	// clockCheck bounds how long the reaper trusts the monotonic clock: a
+	// machine that was suspended, or whose clock was set, is noticed after this.
+	clockCheck = 30 * time.Second
+	// endsAtOnce bounds boxes that the reaper destroys at a time.
+	endsAtOnce = 16
+)
 
 // deadlines is a heap of live entries by their end, for container/heap.
 type deadlines []*entry
@@ -72,6 +76,7 @@ func (m *Manager) moveDeadline(e *entry, to time.Time, onlyLater bool) (old time
 func (m *Manager) reap(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	ends := make(chan struct{}, endsAtOnce)
 	for {
 		select {
 		case <-timer.C:
@@ -82,7 +87,14 @@ func (m *Manager) reap(ctx context.Context) {
 		due, next := m.due(time.Now())
 		for _, e := range due {
 			m.tasks.add(func(ctx context.Context) {
-				_ = m.finishEnd(ctx, e, audit.Event{}, true) // logged there; the sweep retries
+				// It is unreachable already; what is left to do can queue. A
+				// server that stops meanwhile ends it when it starts again.
+				select {
+				case ends <- struct{}{}:
+					_ = m.finishEnd(ctx, e, audit.Event{}, true) // logged there; the sweep retries
+					<-ends
+				case <-ctx.Done():
+				}
 			})
 		}
 		timer.Reset(next)

@@ -332,7 +332,7 @@ func TestFaultAtEveryStep(t *testing.T) {
 			if err != nil || len(rows) != 1 {
 				t.Fatalf("%d records, %v, want one", len(rows), err)
 			}
-			checkGone(t, p, rows[0].ID, sandbox.Failed, "injected")
+			checkGone(t, p, rows[0].ID, sandbox.Failed, "internal error (reference "+string(rows[0].ID)+")")
 		})
 	}
 	t.Run("agent refuses", func(t *testing.T) {

@@ -164,7 +164,7 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	}
 	box, err := m.deps.Provider.Open(ctx, sb.Handle, att)
 	if errdefs.IsNotFound(err) {
-		return end(provider.ReasonEngineLost)
+		return end(goneReason(err))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
@@ -176,6 +176,19 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
 	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
 	return nil
+}
+
+// goneReason is why a box ended while nobody watched. A provider that knows says
+// so by an Exit method of its error.
+func goneReason(err error) string {
+	type ended interface {
+		error
+		Exit() provider.Exit
+	}
+	if e, ok := errors.AsType[ended](err); ok {
+		return exitReason(e.Exit())
+	}
+	return provider.ReasonEngineLost
 }
 
 // endTaken ends a sandbox that was being taken over; box is nil unless it has

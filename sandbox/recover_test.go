@@ -48,7 +48,10 @@ func TestRecoveryEndsWhatIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		first := w.boot(t, testConfig()).run(t)
-		expired, lost, kept := create(t, first), create(t, first), create(t, first)
+		expired, lost, kept, oom := create(t, first), create(t, first), create(t, first), create(t, first)
+		if err := first.SetTimeout(t.Context(), alice, oom.ID, time.Hour); err != nil {
+			t.Fatal(err)
+		}
 		if err := first.SetTimeout(t.Context(), alice, kept.ID, time.Hour); err != nil {
 			t.Fatal(err)
 		}
@@ -57,6 +60,8 @@ func TestRecoveryEndsWhatIsOver(t *testing.T) {
 		}
 		first.kill9()
 		w.boxes.die(lost.ID, provider.ReasonEngineLost)
+		w.boxes.die(oom.ID, provider.ReasonOOM)
+		w.boxes.known = map[string]provider.Exit{string(oom.ID): {Reason: provider.ReasonOOM}}
 		if deadline := w.boxes.get(expired.ID).deadline; !deadline.Equal(expired.EndsAt.Add(10 * time.Second)) {
 			t.Errorf("hard deadline is %v, want 10 s after %v", deadline, expired.EndsAt)
 		}
@@ -64,6 +69,7 @@ func TestRecoveryEndsWhatIsOver(t *testing.T) {
 		p := w.boot(t, testConfig()).run(t)
 		checkGone(t, p, expired.ID, sandbox.Killed, "timeout")
 		checkGone(t, p, lost.ID, sandbox.Killed, "engine_lost")
+		checkGone(t, p, oom.ID, sandbox.Killed, "oom")
 		if _, ok := p.Live(kept.ID); !ok {
 			t.Error("a good sandbox was not kept")
 		}

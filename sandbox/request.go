@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -139,5 +138,8 @@ func environment(build template.Build, r CreateRequest) map[string]string {
 	return env
 }
 
-// reasonText is what a Failed record says of err.
-func reasonText(stage string, err error) string { return fmt.Sprintf("%s: %v", stage, err) }
+// reasonText is what a Failed record says of err: what the caller may know. The
+// log has the rest, under the sandbox's id.
+func reasonText(id ID, stage string, err error) string {
+	return stage + ": " + apierr.Describe(err, string(id)).Message
+}

@@ -291,7 +291,9 @@ type boxes struct {
 	most, at int // creates at once
 	noEgress bool
 	silent   bool
-	limits   []provider.Limit
+	// known holds how boxes ended, if the provider remembers it.
+	known  map[string]provider.Exit
+	limits []provider.Limit
 }
 
 // box is one box on the host.
@@ -379,6 +381,13 @@ func (b *boxes) open(x *box, p *process) provider.Box {
 	return &openBox{box: x, p: p, ctl: control.NewClient(ours, quiet)}
 }
 
+// endedError is how a provider that remembers ended boxes refuses to open one.
+type endedError struct{ exit provider.Exit }
+
+func (e endedError) Error() string       { return "ended: " + e.exit.Reason }
+func (e endedError) Exit() provider.Exit { return e.exit }
+func (e endedError) Unwrap() error       { return errdefs.ErrNotFound }
+
 type faultyProvider struct {
 	b *boxes
 	p *process
@@ -431,6 +440,9 @@ func (f faultyProvider) Open(_ context.Context, h provider.Handle, a egress.Atta
 	defer f.b.mu.Unlock()
 	x := f.b.all[h.ID]
 	if x == nil {
+		if e, ok := f.b.known[h.ID]; ok {
+			return nil, endedError{e}
+		}
 		return nil, errdefs.ErrNotFound
 	}
 	x.network = a
