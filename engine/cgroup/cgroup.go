@@ -78,11 +78,11 @@ func baseV1(mount, controller, name, probe string) string {
 func baseV2(mount, name string) string {
 	if own := ownV2(mount); own != "" && own != mount && onlyUs(own) {
 		leaf := filepath.Join(own, "engine")
-		if mkdir(leaf) == nil && write(leaf, "cgroup.procs", "0") == nil {
+		if mkdir(leaf) == nil && Write(leaf, "cgroup.procs", "0") == nil {
 			if base := enableV2(own, name); base != "" {
 				return base
 			}
-			_ = write(own, "cgroup.procs", "0")
+			_ = Write(own, "cgroup.procs", "0")
 			_ = os.Remove(leaf)
 		}
 	}
@@ -92,11 +92,11 @@ func baseV2(mount, name string) string {
 // enableV2 turns the controllers on in parent and in the base below it.
 func enableV2(parent, name string) string {
 	const controllers = "+memory +cpu"
-	if write(parent, "cgroup.subtree_control", controllers) != nil {
+	if Write(parent, "cgroup.subtree_control", controllers) != nil {
 		return ""
 	}
 	base := filepath.Join(parent, name)
-	if mkdir(base) != nil || write(base, "cgroup.subtree_control", controllers) != nil {
+	if mkdir(base) != nil || Write(base, "cgroup.subtree_control", controllers) != nil {
 		_ = os.Remove(base)
 		return ""
 	}
@@ -149,8 +149,15 @@ func bases(dirs ...string) []string {
 // caller has checked with Memory and CPU.
 func (m *Manager) Create(id string, l Limits) (*Group, error) {
 	g := &Group{v2: join(m.v2, id), memory: join(m.memory, id), cpu: join(m.cpu, id), acct: join(m.acct, id), limits: l}
-	if err := g.make(); err != nil {
-		return nil, errors.Join(err, g.Remove())
+	var made []string
+	for _, d := range g.Dirs() {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, errors.Join(fmt.Errorf("make cgroup: %w", err), RemoveDirs(made))
+		}
+		made = append(made, d)
+	}
+	if err := g.limit(); err != nil {
+		return nil, errors.Join(err, RemoveDirs(made))
 	}
 	return g, nil
 }
@@ -162,12 +169,7 @@ func join(base, id string) string {
 	return filepath.Join(base, id)
 }
 
-func (g *Group) make() error {
-	for _, d := range g.Dirs() {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return fmt.Errorf("make cgroup: %w", err)
-		}
-	}
+func (g *Group) limit() error {
 	type set struct{ dir, file, value string }
 	var sets []set
 	if g.v2 != "" {
@@ -190,7 +192,7 @@ func (g *Group) make() error {
 		}
 	}
 	for _, s := range sets {
-		if err := write(s.dir, s.file, s.value); err != nil {
+		if err := Write(s.dir, s.file, s.value); err != nil {
 			return fmt.Errorf("set limit: %w", err)
 		}
 	}
@@ -205,10 +207,10 @@ func (g *Group) noSwap() {
 		return
 	}
 	if g.v2 != "" {
-		_ = write(g.v2, "memory.swap.max", "0")
+		_ = Write(g.v2, "memory.swap.max", "0")
 	}
 	if g.memory != "" {
-		_ = write(g.memory, "memory.memsw.limit_in_bytes", strconv.FormatInt(g.limits.MemoryBytes, 10))
+		_ = Write(g.memory, "memory.memsw.limit_in_bytes", strconv.FormatInt(g.limits.MemoryBytes, 10))
 	}
 }
 
@@ -276,6 +278,13 @@ func mkdir(dir string) error {
 	return nil
 }
 
-func write(dir, file, value string) error {
-	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0)
+// Write sets a control file of a group.
+func Write(dir, file, value string) error {
+	// Never created: a file that is not there is a control that is not there.
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
 }

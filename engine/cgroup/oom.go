@@ -34,7 +34,7 @@ func (g *Group) WatchOOM() (*OOMWatch, error) {
 		return nil, fmt.Errorf("watch memory events: %w", errors.Join(err, f.Close()))
 	}
 	defer ctl.Close()
-	if err := write(g.memory, "cgroup.event_control", fmt.Sprintf("%d %d", efd, ctl.Fd())); err != nil {
+	if err := Write(g.memory, "cgroup.event_control", fmt.Sprintf("%d %d", efd, ctl.Fd())); err != nil {
 		return nil, fmt.Errorf("watch memory events: %w", errors.Join(err, f.Close()))
 	}
 	return &OOMWatch{f: f, group: g}, nil

@@ -34,7 +34,9 @@ func Invoked(args []string) bool {
 
 // Main runs the gVisor sub-command in os.Args and does not return.
 func Main() {
-	if slices.Contains(os.Args[1:], "boot") {
+	// The program was compiled for process 1, which the sandbox process is in its
+	// own namespace; gVisor's rules contain the number.
+	if slices.Contains(os.Args[1:], "boot") && os.Getpid() == 1 {
 		registerSeccomp()
 	}
 	const internal = "internal use only"

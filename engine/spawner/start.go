@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 
 	"github.com/caisson-dev/caisson/engine/bundle"
+	"github.com/caisson-dev/caisson/engine/cgroup"
 	"github.com/caisson-dev/caisson/engine/sentry"
 	"github.com/caisson-dev/caisson/engine/wire"
 )
@@ -140,10 +141,10 @@ func startInside(cmd *exec.Cmd, req spawnRequest) error {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 		return cmd.Start()
 	}
-	tid := []byte(strconv.Itoa(unix.Gettid()))
+	tid := strconv.Itoa(unix.Gettid())
 	var err error
 	for _, d := range req.Cgroups {
-		if err = os.WriteFile(filepath.Join(d, "tasks"), tid, 0); err != nil {
+		if err = cgroup.Write(d, "tasks", tid); err != nil {
 			err = fmt.Errorf("enter cgroup: %w", err)
 			break
 		}
@@ -152,7 +153,7 @@ func startInside(cmd *exec.Cmd, req spawnRequest) error {
 		err = cmd.Start()
 	}
 	for _, d := range req.Cgroups {
-		if lerr := os.WriteFile(filepath.Join(filepath.Dir(d), "tasks"), tid, 0); lerr != nil {
+		if lerr := cgroup.Write(filepath.Dir(d), "tasks", tid); lerr != nil {
 			// The next box must not start in this one's group.
 			fmt.Fprintln(os.Stderr, "caisson-engine: leave cgroup:", lerr)
 			os.Exit(1)

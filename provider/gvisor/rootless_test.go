@@ -142,4 +142,3 @@ func (vault) Export(context.Context, snapshot.ID, io.Writer) error { return fs.E
 func (vault) Import(context.Context, io.Reader) (snapshot.Artifact, error) {
 	return snapshot.Artifact{}, fs.ErrInvalid
 }
-

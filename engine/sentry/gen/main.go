@@ -14,6 +14,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: gen <file>")
 		os.Exit(2)
 	}
+	if os.Getpid() != 1 {
+		if err := seccompgen.Command(os.Args[1:]...).Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "gen:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	b, err := seccompgen.Program()
 	if err == nil {
 		err = os.WriteFile(os.Args[1], b, 0o644)
