@@ -46,7 +46,7 @@ func checkStart(ctx context.Context, cfg config.Config) doctor.Result {
 	}
 	err = p.Probe(ctx)
 	caps := p.Capabilities()
-	err = errors.Join(err, p.Shutdown(context.WithoutCancel(ctx)))
+	err = errors.Join(err, p.StopEngine(context.WithoutCancel(ctx)), p.Close())
 	if err != nil {
 		return doctor.Result{Status: doctor.Fail, Detail: err.Error(), Fix: "this host cannot start a gVisor sandbox: check seccomp and user namespace restrictions of an outer container"}
 	}

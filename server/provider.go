@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -79,4 +80,10 @@ func (n *node) destroyAll(ctx context.Context) {
 		})
 	}
 	_ = g.Wait()
+}
+
+func (n *node) stopEngine(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, errors.New("the engine did not end within 10s"))
+	defer cancel()
+	return n.prov.StopEngine(ctx)
 }

@@ -189,10 +189,9 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	stopWork()
 	err = errors.Join(err, work.Wait())
 	if n.opts.DestroyOnExit {
-		err = errors.Join(err, n.prov.Shutdown(context.WithoutCancel(ctx)))
-	} else {
-		err = errors.Join(err, n.prov.Close())
+		err = errors.Join(err, n.stopEngine(context.WithoutCancel(ctx)))
 	}
+	err = errors.Join(err, n.prov.Close())
 	return errors.Join(err, n.gateway.Close(context.WithoutCancel(ctx)))
 }
 

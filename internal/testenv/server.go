@@ -153,7 +153,7 @@ func CopyData(src, dst string) error {
 		}
 		to := filepath.Join(dst, rel)
 		switch {
-		case d.IsDir() && rel == "boxes":
+		case d.IsDir() && rel == filepath.Join("engine", "engine"):
 			return fs.SkipDir
 		case d.IsDir():
 			info, err := d.Info()
@@ -176,6 +176,20 @@ func CopyData(src, dst string) error {
 		}
 		return os.WriteFile(to, b, info.Mode().Perm())
 	})
+}
+
+// BoxFiles lists what exists on the host for sandboxes: records, control
+// sockets, writable layers.
+func (s *Server) BoxFiles() ([]string, error) {
+	var all []string
+	for _, pattern := range []string{"engine/engine/boxes/*", "engine/engine/ctl/*", "engine/layers/*"} {
+		found, err := filepath.Glob(filepath.Join(s.Data, pattern))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	return all, nil
 }
 
 // Binary is the program under test.

@@ -58,7 +58,15 @@ func (b *Box) network() *vnet.Network {
 	return b.net
 }
 
-func (b *Box) attach(a egress.Attachment) { b.network().SetAttachment(a) }
+// attach hands the box's flows to a; false while the box has no network yet.
+func (b *Box) attach(a egress.Attachment) bool {
+	n := b.network()
+	if n == nil {
+		return false
+	}
+	n.SetAttachment(a)
+	return true
+}
 
 // Route implements provider.Box. Ports that listen on the wildcard or on the
 // box's address are dialled directly; for the rest the agent dials localhost.

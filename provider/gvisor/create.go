@@ -175,7 +175,9 @@ func (p *Provider) Open(ctx context.Context, h provider.Handle, a egress.Attachm
 		return nil, fmt.Errorf("open box: handle of %s version %d: %w", h.Provider, h.Version, errdefs.ErrInvalidArgument)
 	}
 	if b := p.running(h.ID); b != nil {
-		b.attach(a)
+		if !b.attach(a) {
+			return nil, fmt.Errorf("open box: %s is still being created: %w", h.ID, errdefs.ErrUnavailable)
+		}
 		return b, nil
 	}
 	b := newBox(p, h.ID, meta{})

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,6 +60,8 @@ type Provider struct {
 
 	closing context.CancelFunc
 	wg      sync.WaitGroup // the supervisor and boxes being put away
+
+	probing sync.Mutex // held by the one trial box at a time
 
 	mu     sync.Mutex
 	client *engine.Client
@@ -207,7 +210,7 @@ func (p *Provider) StopEngine(ctx context.Context) error {
 }
 
 // List implements provider.Provider. Boxes that have ended and were not yet
-// destroyed are included.
+// destroyed are included; trial boxes of Probe are not.
 func (p *Provider) List(ctx context.Context) ([]provider.Handle, error) {
 	boxes, err := p.list(ctx)
 	if err != nil {
@@ -215,7 +218,9 @@ func (p *Provider) List(ctx context.Context) ([]provider.Handle, error) {
 	}
 	var out []provider.Handle
 	for _, b := range boxes {
-		out = append(out, handle(b.ID))
+		if !strings.HasPrefix(b.ID, probePrefix) {
+			out = append(out, handle(b.ID))
+		}
 	}
 	return out, nil
 }

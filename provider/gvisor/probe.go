@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/engine/wire"
 	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/provider"
 )
@@ -21,6 +22,8 @@ const probePrefix = "caissonprobe"
 // asks whether the engine answers. The trial has a hard time limit, since a
 // platform that does not work on a host may hang instead of failing.
 func (p *Provider) Probe(ctx context.Context) error {
+	p.probing.Lock()
+	defer p.probing.Unlock()
 	p.mu.Lock()
 	probed := p.probed
 	p.mu.Unlock()
@@ -32,6 +35,9 @@ func (p *Provider) Probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
 		errors.New("a trial sandbox did not start within 5 s; gVisor's systrap platform may not work on this host"))
 	defer cancel()
+	if err := p.sweepTrials(ctx); err != nil {
+		return err
+	}
 	b, err := p.create(ctx, provider.Spec{
 		SandboxID: probePrefix + strings.ToLower(rand.Text()),
 		Hostname:  "probe",
@@ -49,6 +55,23 @@ func (p *Provider) Probe(ctx context.Context) error {
 	p.mu.Lock()
 	p.probed = true
 	p.mu.Unlock()
+	return nil
+}
+
+// sweepTrials ends trial boxes that a killed server left; List does not show
+// them, so that nobody takes the current one for an orphan.
+func (p *Provider) sweepTrials(ctx context.Context) error {
+	boxes, err := p.list(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range boxes {
+		if strings.HasPrefix(b.ID, probePrefix) {
+			if err := p.call(ctx, wire.OpKill, wire.ByID{ID: b.ID}, nil); err != nil {
+				return fmt.Errorf("end an old trial sandbox: %w", err)
+			}
+		}
+	}
 	return nil
 }
 

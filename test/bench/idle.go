@@ -108,7 +108,7 @@ func count(s *testenv.Server) (census, error) {
 			c.Cgroups += n
 		}
 	}
-	boxes, err := filepath.Glob(filepath.Join(s.Data, "boxes", "*"))
+	boxes, err := s.BoxFiles()
 	if err != nil {
 		return c, err
 	}
@@ -164,7 +164,7 @@ func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) er
 	if err != nil {
 		return err
 	}
-	r.table("", "processes", "server fds", "mounts", "cgroups", "box directories", "goroutines")
+	r.table("", "processes", "server fds", "mounts", "cgroups", "box files", "goroutines")
 	for _, row := range []struct {
 		name string
 		c    census

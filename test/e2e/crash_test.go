@@ -36,13 +36,18 @@ func processesOf(t *testing.T, s *testenv.Server, name string) []int {
 	return pids
 }
 
-func boxDirs(t *testing.T, s *testenv.Server) int {
+// boxes counts the sandboxes that have something on the host.
+func boxes(t *testing.T, s *testenv.Server) int {
 	t.Helper()
-	dirs, err := filepath.Glob(filepath.Join(s.Data, "boxes", "*"))
+	files, err := s.BoxFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(dirs)
+	ids := map[string]bool{}
+	for _, f := range files {
+		ids[strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "runsc-"), ".sock")] = true
+	}
+	return len(ids)
 }
 
 func listed(t *testing.T, s *testenv.Server) int {
@@ -58,7 +63,7 @@ func TestSandboxesSurviveServerKill(t *testing.T) {
 	t.Parallel()
 	s := own(t)
 	b := create(t, s, map[string]any{"metadata": map[string]string{"k": "v"}, "envVars": map[string]string{"GREETING": "hello"}})
-	before := sh(t, s, b, "(sleep 1000 & echo $! > /tmp/pid); cat /tmp/pid; echo kept > /home/user/f")
+	before := sh(t, s, b, "(sleep 1000 >/dev/null 2>&1 & echo $! > /tmp/pid); cat /tmp/pid; echo kept > /home/user/f")
 	s.Kill9()
 	if err := s.Restart(t.Context()); err != nil {
 		t.Fatal(err)
@@ -74,7 +79,7 @@ func TestSandboxesSurviveServerKill(t *testing.T) {
 	if err := s.Kill(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 5*time.Second, "the box to be gone", func() bool { return boxDirs(t, s) == 0 })
+	waitFor(t, 5*time.Second, "the box to be gone", func() bool { return boxes(t, s) == 0 })
 }
 
 func TestServerKillDuringCreates(t *testing.T) {
@@ -106,7 +111,7 @@ func TestServerKillDuringCreates(t *testing.T) {
 				t.Errorf("an acknowledged sandbox after the crash: %+v, %v", r, err)
 			}
 		}
-		waitFor(t, 15*time.Second, "orphans to be swept", func() bool { return boxDirs(t, s) == listed(t, s) })
+		waitFor(t, 15*time.Second, "orphans to be swept", func() bool { return boxes(t, s) == listed(t, s) })
 		var all []testenv.Box
 		if err := s.API(t.Context(), http.MethodGet, "/v2/sandboxes", nil, &all); err != nil {
 			t.Fatal(err)
@@ -117,7 +122,7 @@ func TestServerKillDuringCreates(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, 10*time.Second, "nothing to be left", func() bool { return boxDirs(t, s) == 0 && len(processesOf(t, s, "boxes")) == 0 })
+	waitFor(t, 10*time.Second, "nothing to be left", func() bool { return boxes(t, s) == 0 && len(processesOf(t, s, "/boxes/")) == 0 })
 }
 
 func TestEngineKill(t *testing.T) {
@@ -144,7 +149,7 @@ func TestEngineKill(t *testing.T) {
 	if err := s.Kill(t.Context(), made); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 10*time.Second, "no box to be left", func() bool { return boxDirs(t, s) == 0 && len(processesOf(t, s, "boxes")) == 0 })
+	waitFor(t, 10*time.Second, "no box to be left", func() bool { return boxes(t, s) == 0 && len(processesOf(t, s, "/boxes/")) == 0 })
 }
 
 func TestTimeToLive(t *testing.T) {
@@ -166,7 +171,7 @@ func TestTimeToLive(t *testing.T) {
 	if n := ended(t, s, b.ID, 5*time.Second); n.Reason != "timeout" {
 		t.Errorf("reason = %q, want timeout", n.Reason)
 	}
-	waitFor(t, 5*time.Second, "its files to go", func() bool { return boxDirs(t, s) == 0 })
+	waitFor(t, 5*time.Second, "its files to go", func() bool { return boxes(t, s) == 0 })
 }
 
 // A command must not hang when its sandbox dies under it.

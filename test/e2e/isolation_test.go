@@ -60,7 +60,7 @@ func TestGuestKernelIsNotTheHosts(t *testing.T) {
 	mounts := sh(t, shared, b, "awk '{print $3}' /proc/mounts | sort -u | tr '\\n' ' '")
 	for _, fs := range strings.Fields(mounts.Stdout) {
 		switch fs {
-		case "overlay", "erofs", "proc", "tmpfs", "sysfs", "devpts", "devtmpfs", "cgroup", "none", "mqueue", "rootfs":
+		case "overlay", "erofs", "proc", "tmpfs", "sysfs", "devpts", "devtmpfs", "dev", "cgroup", "none", "mqueue", "rootfs":
 		default:
 			t.Errorf("unexpected mount type %q in %q", fs, mounts.Stdout)
 		}

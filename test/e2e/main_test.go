@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 			fmt.Println("e2e: skipped: needs root, CAISSON_TEST_BIN (a built binary) and CAISSON_TEST_DATA (a data directory made by `caisson init`)")
 			return 0
 		}
-		dir, err := os.MkdirTemp("", "caisson-e2e-")
+		dir, err := os.MkdirTemp(filepath.Dir(os.Getenv("CAISSON_TEST_DATA")), "e2e-")
 		if err != nil {
 			fmt.Println(err)
 			return 1
