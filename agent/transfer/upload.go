@@ -166,6 +166,8 @@ func (s *Service) write(path string, u account.User, meta map[string]string, con
 		err = out.flush()
 	}
 	switch {
+	case errors.As(src.err, new(*failure)):
+		return src.err
 	case src.err != nil:
 		return failf(http.StatusBadRequest, "read body: %s", src.err.Error())
 	case err != nil:

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -74,6 +75,8 @@ func run(o options) error {
 	syscall.Umask(0o022)
 	// Idle sandboxes are many and their memory counts; the heap is small.
 	debug.SetGCPercent(50)
+
+	keepInherited()
 
 	cfg := agent.Config{Mode: child.Embedded, Path: os.Getenv("PATH"), Log: log}
 	if os.Getpid() == 1 {
@@ -165,6 +168,19 @@ func bare(ctx context.Context, a *agent.Agent, o options) error {
 	return a.Init(ctx, control.Init{
 		SandboxID: "debugsandboxid", TemplateID: "bare", AccessToken: token, DefaultUser: o.user, Now: time.Now(),
 	})
+}
+
+// keepInherited keeps whatever descriptors we were given from commands.
+func keepInherited() {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		if fd, err := strconv.Atoi(n.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 // prefer gives the agent precedence over what it starts; commands are reset to
