@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -43,7 +42,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{
-		db:    storetest.Open(t, filepath.Join(t.TempDir(), "caisson.db")),
+		db:    storetest.SQLite(t),
 		boxes: newBoxes(),
 		seed:  identity.NewSeed(),
 	}

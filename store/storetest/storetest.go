@@ -3,9 +3,13 @@
 package storetest
 
 import (
+	"context"
 	"crypto/rand"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,8 +29,35 @@ const TemplateID template.ID = "tmpl0000000000000000"
 // SQLite returns a filled store in a file of its own.
 func SQLite(t testing.TB) *store.Store {
 	t.Helper()
-	return Open(t, filepath.Join(t.TempDir(), "caisson.db"))
+	empty, err := migrated()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "caisson.db")
+	if err := os.WriteFile(path, empty, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Open(t, path)
 }
+
+// migrated is an empty database file: migrating it once and copying it saves
+// most of the time of a test.
+var migrated = sync.OnceValues(func() (_ []byte, err error) {
+	dir, err := os.MkdirTemp("", "storetest-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "caisson.db")
+	s, err := store.Open(context.Background(), path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Close(); err != nil { // also moves the WAL into the file
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
 
 // Open returns the filled store that dsn names, closed when the test ends.
 func Open(t testing.TB, dsn string) *store.Store {
