@@ -26,9 +26,13 @@ type box struct {
 	e   *Engine
 	dir string
 	log *slog.Logger
+	// request is what the box was created from; zero for one on record only.
+	request wire.Create
 
 	booted chan struct{} // closed when the boot has succeeded or failed
 	done   chan struct{} // closed when the box has ended and is cleared up
+
+	forgotten sync.Once
 
 	mu       sync.Mutex // everything below
 	info     wire.Box

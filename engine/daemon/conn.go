@@ -57,11 +57,21 @@ func (c *conn) serve() {
 		if err != nil {
 			return
 		}
+		// A box is registered before the next message is read, so that a kill
+		// never overtakes the create it is meant for.
+		var b *box
+		if m.Op == wire.OpCreate {
+			if b, err = c.e.admit(m); err != nil {
+				closeFiles(files)
+				_ = c.w.Send(wire.Message{ID: m.ID, Error: wire.AsError(err)})
+				continue
+			}
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			defer closeFiles(files)
-			c.answer(ctx, m, files)
+			c.answer(ctx, b, m, files)
 		})
 	}
 }
@@ -127,8 +137,15 @@ func (e *Engine) broadcast(b wire.Box) {
 	}
 }
 
-func (c *conn) answer(ctx context.Context, m wire.Message, files []*os.File) {
-	r, err := c.e.dispatch(ctx, m, files)
+// answer runs one operation; b is the registered box of a create.
+func (c *conn) answer(ctx context.Context, b *box, m wire.Message, files []*os.File) {
+	var r reply
+	var err error
+	if b != nil {
+		r, err = c.e.create(ctx, b)
+	} else {
+		r, err = c.e.dispatch(ctx, m, files)
+	}
 	out := wire.Message{ID: m.ID, Error: wire.AsError(err)}
 	if err == nil {
 		out.Body = wire.Encode(r.body)

@@ -23,16 +23,21 @@ const minMemory = 64 << 20
 // socketBuffer is the kernel buffer of each network socket, in bytes.
 const socketBuffer = 4 << 20
 
-// create boots a box. On error nothing is left of it.
-func (e *Engine) create(ctx context.Context, c wire.Create) (reply, error) {
-	if err := e.validate(c); err != nil {
-		return reply{}, err
-	}
-	b, err := e.register(c)
+// admit checks a create and registers its box.
+func (e *Engine) admit(m wire.Message) (*box, error) {
+	c, err := decode[wire.Create](m)
 	if err != nil {
-		return reply{}, err
+		return nil, err
 	}
-	if err := b.boot(ctx, c); err != nil {
+	if err := e.validate(c); err != nil {
+		return nil, err
+	}
+	return e.register(c)
+}
+
+// create boots a registered box. On error nothing is left of it.
+func (e *Engine) create(ctx context.Context, b *box) (reply, error) {
+	if err := b.boot(ctx, b.request); err != nil {
 		b.mu.Lock()
 		err = errors.Join(err, b.release())
 		b.info.State = wire.StateEnded
@@ -112,7 +117,8 @@ func (e *Engine) register(c wire.Create) (*box, error) {
 	b := &box{
 		e: e, dir: filepath.Join(e.o.Root, "boxes", c.ID), log: e.log.With(slog.String("box", c.ID)),
 		booted: make(chan struct{}), done: make(chan struct{}),
-		info: wire.Box{ID: c.ID, State: wire.StateCreating, CreatedAt: time.Now().UTC(), Deadline: c.Deadline, Meta: c.Meta},
+		request: c,
+		info:    wire.Box{ID: c.ID, State: wire.StateCreating, CreatedAt: time.Now().UTC(), Deadline: c.Deadline, Meta: c.Meta},
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

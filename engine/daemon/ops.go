@@ -25,16 +25,10 @@ func decode[T any](m wire.Message) (T, error) {
 	return v, nil
 }
 
-// dispatch runs one operation. The files of the message are closed by the
+// dispatch runs one operation, except create. The files of the message are closed by the
 // caller afterwards.
 func (e *Engine) dispatch(ctx context.Context, m wire.Message, files []*os.File) (reply, error) {
 	switch m.Op {
-	case wire.OpCreate:
-		c, err := decode[wire.Create](m)
-		if err != nil {
-			return reply{}, err
-		}
-		return e.create(ctx, c)
 	case wire.OpKill:
 		r, err := decode[wire.ByID](m)
 		if err != nil {

@@ -52,15 +52,19 @@ func (b *box) save() error {
 	return nil
 }
 
-// forget drops an ended box and its directory.
+// forget drops an ended box and its directory. Several may call it; the id is
+// free for another box when the first call has done its work, so no later call
+// may touch it.
 func (e *Engine) forget(b *box) {
-	if err := os.RemoveAll(b.dir); err != nil {
-		b.log.Error("remove box directory", slog.Any("error", err))
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.boxes, b.info.ID)
-	e.armIdle()
+	b.forgotten.Do(func() {
+		if err := os.RemoveAll(b.dir); err != nil {
+			b.log.Error("remove box directory", slog.Any("error", err))
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.boxes, b.info.ID)
+		e.armIdle()
+	})
 }
 
 // recover reads the records of an earlier engine. Sandboxes that still run have

@@ -37,3 +37,9 @@ func (p *Provider) EnginePID(ctx context.Context) (int, error) {
 	}
 	return c.Hello.PID, nil
 }
+
+// Socket is where the engine listens.
+func (p *Provider) Socket() string { return p.options.Socket }
+
+// Layout returns the agent's image and the directory of writable layers.
+func (p *Provider) Layout() (agentImage, overlays string) { return p.agentImage, p.overlays }
