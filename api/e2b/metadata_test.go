@@ -11,11 +11,12 @@ import (
 	"github.com/caisson-dev/caisson/api/e2b"
 )
 
-// encode is what clients do before the query itself is encoded.
+// encode is what the SDKs do before the query itself is encoded.
 func encode(m map[string]string) string {
+	component := func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 	var parts []string
 	for k, v := range m {
-		parts = append(parts, url.QueryEscape(k)+"="+url.QueryEscape(v))
+		parts = append(parts, url.QueryEscape(component(k))+"="+url.QueryEscape(component(v)))
 	}
 	return strings.Join(parts, "&")
 }
@@ -32,6 +33,11 @@ func TestDecodeMetadata(t *testing.T) {
 		"%C3%BC=%E2%82%AC":       {"ü": "€"},
 		"a+b=c%2Bd":              {"a b": "c+d"},
 		"percent=100%25&q=%2525": {"percent": "100%", "q": "%25"},
+		// As the JavaScript SDK sends {"a b&c=d": "x&y=z %20+/ü!~"}.
+		"a%2520b%2526c%253Dd=x%2526y%253Dz%2520%252520%252B%252F%25C3%25BC%21%7E": {"a b&c=d": "x&y=z %20+/ü!~"},
+		// As the Python SDK sends {"a/b": "c d"}.
+		"a%2Fb=c%2520d": {"a/b": "c d"},
+		"a=100%2525":    {"a": "100%"},
 	} {
 		got, err := e2b.DecodeMetadata(in)
 		if err != nil {

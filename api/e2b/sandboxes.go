@@ -2,8 +2,6 @@ package e2b
 
 import (
 	"context"
-	"errors"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -140,29 +138,6 @@ func (s *server) templateID(ctx context.Context, who identity.Principal, ref str
 	}
 	t, err := s.find(ctx, who, "template", ref)
 	return t.ID, err
-}
-
-// DecodeMetadata reads the metadata filter after the query itself was decoded:
-// pairs key=value joined by &, each key and value encoded once more. An empty
-// text is no filter.
-func DecodeMetadata(query string) (map[string]string, error) {
-	if query == "" {
-		return nil, nil
-	}
-	out := map[string]string{}
-	for part := range strings.SplitSeq(query, "&") {
-		rawKey, rawValue, ok := strings.Cut(part, "=")
-		if !ok || strings.Contains(rawValue, "=") {
-			return nil, apierr.Field("metadata", "%q is not key=value", part)
-		}
-		key, err1 := url.QueryUnescape(rawKey)
-		value, err2 := url.QueryUnescape(rawValue)
-		if err := errors.Join(err1, err2); err != nil {
-			return nil, apierr.Field("metadata", "%q is not percent-encoded", part)
-		}
-		out[key] = value
-	}
-	return out, nil
 }
 
 // GetSandbox implements e2bapi.StrictServerInterface.
