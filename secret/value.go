@@ -11,22 +11,37 @@ import (
 const redacted = "[redacted]"
 
 // Value is a secret string. Every way of formatting it yields "[redacted]";
-// only Reveal returns the text. The zero Value is the empty secret.
-type Value struct{ s string }
+// only Reveal returns the text. The zero Value is the empty secret. Values are
+// compared with Equal, not with ==.
+type Value struct {
+	// text is a pointer because fmt prints unexported fields of a struct by
+	// reflection, without asking String: behind a pointer it finds an address.
+	text *string
+}
 
 // New wraps s.
-func New(s string) Value { return Value{s: s} }
+func New(s string) Value {
+	if s == "" {
+		return Value{}
+	}
+	return Value{text: &s}
+}
 
 // Reveal returns the secret itself. Call it at the point of use only.
-func (v Value) Reveal() string { return v.s }
+func (v Value) Reveal() string {
+	if v.text == nil {
+		return ""
+	}
+	return *v.text
+}
 
 // IsZero reports whether the secret is empty.
-func (v Value) IsZero() bool { return v.s == "" }
+func (v Value) IsZero() bool { return v.text == nil }
 
 // Equal compares with a candidate in constant time. An empty Value equals
 // nothing, so that an unset token never authorises.
 func (v Value) Equal(candidate string) bool {
-	return v.s != "" && subtle.ConstantTimeCompare([]byte(v.s), []byte(candidate)) == 1
+	return v.text != nil && subtle.ConstantTimeCompare([]byte(*v.text), []byte(candidate)) == 1
 }
 
 // String implements fmt.Stringer.

@@ -24,9 +24,6 @@ func Init(ctx context.Context, cfg config.Config, progress cli.Progress) error {
 	log := slog.New(slog.DiscardHandler)
 	return opened(ctx, cfg, log, func(h *home) error {
 		progress("prepare "+h.dir, "")
-		if _, _, err := h.keys.EnsureFirstKey(ctx, h.dir); err != nil {
-			return err
-		}
 		progress("unpack the engine", "")
 		if err := unpackEngine(h.dir); err != nil {
 			return err

@@ -41,11 +41,6 @@ func unpackEngine(home string) error {
 
 // health says whether a create can succeed now.
 func (n *node) health(ctx context.Context) error {
-	select {
-	case <-n.manager.Recovered():
-	default:
-		return errors.New("taking over sandboxes of the last run: try again in a moment")
-	}
 	if err := n.prov.Probe(ctx); err != nil {
 		return err
 	}

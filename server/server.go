@@ -145,6 +145,15 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	work.Go(func() error { return ended(n.flows.Run(workCtx)) })
 	work.Go(func() error { return ended(n.home.keys.Run(workCtx)) })
 
+	work.Go(func() error { return ended(n.maintain(workCtx)) })
+
+	// Until the sandboxes of the last run are taken over, connections wait in
+	// the listener's queue: a known sandbox must not answer "not found".
+	select {
+	case <-n.manager.Recovered():
+	case <-ctx.Done():
+	case <-workCtx.Done():
+	}
 	srv := ingress.Server(handler, tlsConfig, n.log)
 	serveErr := make(chan error, 1)
 	go func() {
@@ -160,15 +169,12 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	}
 	defer stopMetrics()
 
-	select {
-	case <-n.manager.Recovered():
+	if ctx.Err() == nil && workCtx.Err() == nil {
 		ready := cli.Ready{URL: n.url(listener.Addr()), CAFile: caFile}
 		if created {
 			ready.NewKey = newKey
 		}
 		n.opts.Ready(ready)
-	case <-ctx.Done():
-	case <-workCtx.Done():
 	}
 	select {
 	case <-ctx.Done():
