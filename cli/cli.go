@@ -111,12 +111,40 @@ func (a App) Run(ctx context.Context, args []string) int {
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
+	var failed error
+	deferErrors(root, &failed)
 	err := fang.Execute(ctx, root,
 		fang.WithVersion(a.Version),
 		fang.WithoutManpage(),
 		fang.WithErrorHandler(func(_ io.Writer, _ fang.Styles, err error) { s.printError(err) }),
 	)
+	if err == nil && failed != nil {
+		s.printError(failed)
+		err = failed
+	}
 	return exitCode(root, args, err)
+}
+
+// deferErrors keeps the errors of commands from fang, which would ask the
+// terminal for its colours, on its input, before it hands one to us.
+func deferErrors(cmd *cobra.Command, failed *error) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(c *cobra.Command, got []string) error {
+			*failed = check(c, got)
+			return nil
+		}
+	}
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(c *cobra.Command, got []string) error {
+			if *failed == nil {
+				*failed = run(c, got)
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		deferErrors(sub, failed)
+	}
 }
 
 func (s *session) root() *cobra.Command {
