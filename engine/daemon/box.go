@@ -171,7 +171,6 @@ func (b *box) panicked() string {
 // remains is the record, so that a server that was away learns of it.
 func (b *box) finish(exit *wire.Exit) {
 	b.mu.Lock()
-	b.setDeadline(b.info.Deadline) // harmless if it fires: the process is gone
 	if b.deadline != nil {
 		b.deadline.Stop()
 	}

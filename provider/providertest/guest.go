@@ -24,7 +24,7 @@ const (
 )
 
 // BuildTool compiles the toolbox for this host and returns its path.
-func BuildTool(t *testing.T) string {
+func BuildTool(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "toolbox")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path,
@@ -37,7 +37,7 @@ func BuildTool(t *testing.T) string {
 }
 
 // BuildRootfs writes a minimal root filesystem with the toolbox in it.
-func BuildRootfs(t *testing.T) image.Rootfs {
+func BuildRootfs(t testing.TB) image.Rootfs {
 	t.Helper()
 	tool, err := os.ReadFile(BuildTool(t))
 	if err != nil {

@@ -79,7 +79,7 @@ func runDaemon(args []string) error {
 	if o.Debug {
 		level = slog.LevelDebug
 	}
-	o.Log = slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	o.Log = slog.New(slog.NewJSONHandler(&boundedLog{f: os.Stderr}, &slog.HandlerOptions{Level: level}))
 	o.Ready = func() {
 		if *readyFD < 0 {
 			return
