@@ -176,7 +176,10 @@ func TestAllowPrivate(t *testing.T) {
 	if err != nil || code != 200 || !strings.Contains(body, "host=local.test"+port) {
 		t.Fatalf("GET = %d %q, %v", code, body, err)
 	}
-	if _, err := g.DialName(t.Context(), "tcp", "local.test:1"); !errors.Is(err, vnettest.ErrRefused) {
+	other := httptest.NewServer(http.HandlerFunc(echoHandler))
+	defer other.Close()
+	_, otherPort, _ := net.SplitHostPort(other.Listener.Addr().String())
+	if _, err := g.DialName(t.Context(), "tcp", "local.test:"+otherPort); !errors.Is(err, vnettest.ErrRefused) {
 		t.Errorf("another port of an exception: %v", err)
 	}
 	a, err := w.gateway.Attach(t.Context(), "b", allowing("allowed.test"))
@@ -338,4 +341,90 @@ func TestECHOuterName(t *testing.T) {
 	if s := exchange(t, g, "allowed.test:443", send); s != "" || len(w.dials()) > 0 {
 		t.Errorf("ECH for another front got %q, dialled %v", s, w.dials())
 	}
+}
+
+// An exception for the host's network does not open the sandbox's own, which
+// may have the same addresses.
+func TestGuestNetworkStaysClosed(t *testing.T) {
+	t.Parallel()
+	ten, err := gateway.ParseException("10.0.0.0/8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(c *gateway.Config) { c.AllowPrivate = []gateway.Exception{ten} })
+	g := w.box("a", egress.Policy{Default: egress.Allow})
+	for _, to := range []string{"10.0.0.1:2375", "10.0.0.3:80"} {
+		if _, err := g.Dial(t.Context(), netip.MustParseAddrPort(to)); !errors.Is(err, vnettest.ErrRefused) {
+			t.Errorf("Dial(%s) = %v, want refused", to, err)
+		}
+	}
+	if _, err := g.Dial(t.Context(), netip.MustParseAddrPort("10.9.0.1:22")); err != nil {
+		t.Errorf("an address that the exception opens: %v", err)
+	}
+	if _, err := g.Dial(t.Context(), netip.MustParseAddrPort("198.18.77.77:22")); !errors.Is(err, vnettest.ErrRefused) {
+		t.Errorf("a synthetic address that was never given: %v", err)
+	}
+	w.rec.find(t, func(r egress.Record) bool { return strings.Contains(r.Reason, "never given") })
+}
+
+// A name that is denied by now is not even looked up.
+func TestDeniedNameIsNotResolved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	g := w.box("a", allowing("allowed.test"))
+	if _, err := g.DialName(t.Context(), "tcp", "allowed.test:22"); err != nil {
+		t.Fatal(err)
+	}
+	before := len(w.lookups())
+	if err := w.gateway.Update(t.Context(), "a", allowing("93.184.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Dial(t.Context(), netip.MustParseAddrPort("198.18.0.1:22")); !errors.Is(err, vnettest.ErrRefused) {
+		t.Errorf("Dial() = %v, want refused", err)
+	}
+	if l := w.lookups()[before:]; len(l) > 0 {
+		t.Errorf("asked upstream for %v", l)
+	}
+}
+
+func TestHelloLimit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *gateway.Config) { c.Limits.HeaderBytes = 3000 })
+	var protos []string
+	for range 40 {
+		protos = append(protos, strings.Repeat("x", 100))
+	}
+	big := clientHello(t, &tls.Config{ServerName: "allowed.test", NextProtos: protos})
+	g := w.box("a", allowing("allowed.test"))
+	if s := exchange(t, g, "allowed.test:443", big); s != "" || len(w.dials()) > 0 {
+		t.Errorf("a hello of %d bytes got %q and dialled %v", len(big), s, w.dials())
+	}
+	if err := handshake(t, g, "allowed.test:443", "allowed.test"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A request to an allowed address cannot name another one.
+func TestRawAddressHost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	g := w.box("a", allowing("93.184.216.0/24"))
+	if s := exchange(t, g, "93.184.216.1:80", "GET / HTTP/1.1\r\nHost: 93.184.216.2\r\n\r\n"); !strings.HasPrefix(s, "HTTP/1.1 403") {
+		t.Errorf("answer %q", s)
+	}
+}
+
+// A server name that is no name is refused even where everything is allowed:
+// it could not be judged by a ceiling.
+func TestBadServerNameOnRawAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	g := w.box("a", egress.Policy{Default: egress.Allow})
+	send := strings.Replace(clientHello(t, &tls.Config{ServerName: "allowed.test"}), "allowed.test", "allowed\x00test", 1)
+	if s := exchange(t, g, "93.184.216.1:443", send); s != "" {
+		t.Errorf("answer %q", s)
+	}
+	w.rec.find(t, func(r egress.Record) bool {
+		return r.Verdict == egress.Deny && strings.Contains(r.Reason, "server name")
+	})
 }

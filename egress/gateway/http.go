@@ -84,7 +84,7 @@ func (h *httpFlow) connect() error {
 		return err
 	}
 	h.up = up
-	h.ulim = &io.LimitedReader{R: up, N: maxResponseHead}
+	h.ulim = &io.LimitedReader{R: up}
 	h.ubr = bufio.NewReaderSize(h.ulim, upstreamBuffer)
 	return nil
 }

@@ -179,14 +179,20 @@ func TestUnaskedUpgrade(t *testing.T) {
 	w := newWorld(t, nil)
 	w.upstream("80", func(c net.Conn) {
 		br := bufio.NewReader(c)
-		if _, err := http.ReadRequest(br); err != nil {
+		req, err := http.ReadRequest(br)
+		if err != nil {
 			return
+		}
+		for _, h := range []string{"Upgrade", "Http2-Settings", "Connection"} {
+			if v := req.Header.Get(h); v != "" {
+				t.Errorf("upstream was sent %s: %s", h, v)
+			}
 		}
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 		_, _ = io.Copy(c, br)
 	})
 	got := exchange(t, w.box("a", allowing("allowed.test")), "allowed.test:80",
-		"GET / HTTP/1.1\r\nHost: allowed.test\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+		"GET / HTTP/1.1\r\nHost: allowed.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
 	if strings.Contains(got, "other.test") && strings.HasPrefix(got, "HTTP/1.1 101") {
 		t.Errorf("tunnel to upstream: %q", got)
 	}
@@ -264,6 +270,17 @@ func TestOpaqueProtocols(t *testing.T) {
 		if got := exchange(t, g, "allowed.test:6379", send); got != send {
 			t.Errorf("%q came back as %q", send, got)
 		}
+	}
+}
+
+// Empty lines, which some servers skip, do not hide a request.
+func TestEmptyLinesFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.upstream("6379", func(c net.Conn) { _, _ = io.Copy(c, c) })
+	got := exchange(t, w.box("a", allowing("allowed.test")), "allowed.test:6379", "\r\n\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+	if !strings.HasPrefix(got, "HTTP/1.1 400") {
+		t.Errorf("upstream was sent %q", got)
 	}
 }
 
