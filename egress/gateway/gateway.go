@@ -124,6 +124,7 @@ type Gateway struct {
 	ceiling *egress.Matcher
 	hosts   map[string][]netip.Addr
 	own     ownAddrs
+	buffers sync.Pool // of *[bigBuffer]byte, for relays
 
 	mu    sync.Mutex // guards boxes
 	boxes map[string]*box
@@ -171,6 +172,7 @@ func New(c Config) (*Gateway, error) {
 	c.Limits = c.Limits.filled()
 	g := &Gateway{cfg: c, ceiling: ceiling, hosts: hosts, boxes: map[string]*box{}}
 	g.own.list = c.OwnAddrs
+	g.buffers.New = func() any { return new([bigBuffer]byte) }
 	return g, nil
 }
 

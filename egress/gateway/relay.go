@@ -16,8 +16,6 @@ const (
 	bigBuffer   = 64 << 10
 )
 
-var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
-
 // relay moves bytes both ways until both sides have ended or one breaks. A
 // side that has sent all it has is half-closed on the other; a connection
 // without traffic is never closed for that. Bytes for the guest come from ur,
@@ -26,14 +24,14 @@ func (f *flow) relay(client net.Conn, cr io.Reader, up net.Conn, ur io.Reader) e
 	var wg sync.WaitGroup
 	var upErr, downErr error
 	wg.Go(func() {
-		if upErr = copyStream(up, cr, &f.out); upErr != nil {
+		if upErr = copyStream(up, cr, &f.out, &f.b.g.buffers); upErr != nil {
 			f.abort()
 			return
 		}
 		_ = closeWrite(up)
 	})
 	wg.Go(func() {
-		if downErr = copyStream(client, ur, &f.in); downErr != nil {
+		if downErr = copyStream(client, ur, &f.in, &f.b.g.buffers); downErr != nil {
 			f.abort()
 			return
 		}
@@ -57,7 +55,7 @@ func broken(err error) error {
 
 // copyStream copies until the end of src and counts. It returns nil at the end
 // of the stream. An idle stream holds a small buffer only.
-func copyStream(dst io.Writer, src io.Reader, count *atomic.Int64) error {
+func copyStream(dst io.Writer, src io.Reader, count *atomic.Int64, buffers *sync.Pool) error {
 	small := make([]byte, smallBuffer)
 	for {
 		n, err := src.Read(small)
@@ -65,7 +63,7 @@ func copyStream(dst io.Writer, src io.Reader, count *atomic.Int64) error {
 			return werr
 		}
 		if err == nil && n == len(small) {
-			err = copyBusy(dst, src, count)
+			err = copyBusy(dst, src, count, buffers)
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -78,9 +76,9 @@ func copyStream(dst io.Writer, src io.Reader, count *atomic.Int64) error {
 
 // copyBusy copies with a big buffer until a read does not even fill a small
 // one.
-func copyBusy(dst io.Writer, src io.Reader, count *atomic.Int64) error {
-	p := bigBuffers.Get().(*[bigBuffer]byte)
-	defer bigBuffers.Put(p)
+func copyBusy(dst io.Writer, src io.Reader, count *atomic.Int64, buffers *sync.Pool) error {
+	p := buffers.Get().(*[bigBuffer]byte)
+	defer buffers.Put(p)
 	for {
 		n, err := src.Read(p[:])
 		if werr := forward(dst, p[:n], count); werr != nil {
