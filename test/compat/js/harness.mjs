@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import http from 'node:http';
+import { basename } from 'node:path';
 import nodeTest from 'node:test';
 import { inspect } from 'node:util';
 
@@ -31,8 +32,10 @@ export const wrongKey = `e2b_${'0'.repeat(40)}`;
 export const unique = (prefix = 'compat') => `${prefix}-${randomBytes(6).toString('hex')}`;
 export const delay = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// test bounds every test; a hang is a failure with a name.
-export const test = (name, fn) => nodeTest(name, { timeout: 60_000 }, fn);
+// test bounds every test, so that a hang is a failure with a name, and puts the
+// program's name before it.
+const program = basename(process.argv[1] ?? '', '.test.mjs');
+export const test = (name, fn) => nodeTest(`${program}: ${name}`, { timeout: 60_000 }, fn);
 
 // sandbox makes a box for one test and kills it when that test ends.
 export async function sandbox(t, opts = {}) {
