@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/caisson-dev/caisson/agent/process"
 	"github.com/caisson-dev/caisson/gen/filesystem/filesystemconnect"
 	"github.com/caisson-dev/caisson/gen/process/processconnect"
 )
@@ -32,7 +33,8 @@ func (a *Agent) handler() http.Handler {
 		connect.WithCompressMinBytes(math.MaxInt),
 	}
 	mux := http.NewServeMux()
-	mux.Handle(processconnect.NewProcessHandler(a.procs, opts...))
+	route, procs := processconnect.NewProcessHandler(a.procs, opts...)
+	mux.Handle(route, process.Coalesce(procs))
 	mux.Handle(filesystemconnect.NewFilesystemHandler(a.files, opts...))
 	a.transfer.Register(mux)
 	mux.HandleFunc("GET /envs", a.envs)

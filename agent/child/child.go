@@ -1,7 +1,7 @@
 // Package child starts commands and reaps every process that ends. Commands
-// are forked straight into their executable, without a shell or helper, from
-// threads whose capability bounding set lacks what would exempt them from
-// RLIMIT_NPROC; the agent itself keeps those capabilities and therefore can
+// are forked straight into their executable, without a shell or helper. In a
+// guest the agent's capability bounding set lacks what would exempt a command
+// from RLIMIT_NPROC, while its own effective set keeps it, so that it can
 // always fork (decisions.md 5). It knows nothing of streams or the wire.
 package child
 
@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
@@ -18,10 +17,6 @@ import (
 
 	"github.com/caisson-dev/caisson/agent/account"
 )
-
-// forkThreads is how many commands may be between fork and exec at once, so
-// that one slow exec does not hold up the next command.
-const forkThreads = 2
 
 // ErrStopped says that the launcher no longer runs.
 var ErrStopped = errors.New("launcher is stopped")
@@ -57,78 +52,63 @@ type Spec struct {
 
 // Launcher starts commands. Safe for concurrent use.
 type Launcher struct {
-	mode     Mode
-	requests chan request
-	stopped  chan struct{}
-	started  chan struct{} // one token: a child was started since ECHILD
+	mode    Mode
+	running chan struct{} // closed when commands may start
+	started chan struct{} // one token: a child was started since ECHILD
 
 	// mu is held for reading between fork and registration and while
 	// signalling, and for writing while reaping: so no exit goes to the wrong
 	// child and no signal to a recycled pid.
 	mu sync.RWMutex
 
-	tableMu   sync.Mutex // guards children and processes
+	tableMu   sync.Mutex // guards what follows
 	children  map[int]*Child
 	processes uint64 // RLIMIT_NPROC of commands, 0 for none of ours
-}
-
-type request struct {
-	spec  Spec
-	reply chan<- result
-}
-
-type result struct {
-	child *Child
-	err   error
+	stopped   bool
 }
 
 // New returns a launcher; Run makes it work.
 func New(mode Mode) *Launcher {
 	return &Launcher{
 		mode:     mode,
-		requests: make(chan request),
-		stopped:  make(chan struct{}),
+		running:  make(chan struct{}),
 		started:  make(chan struct{}, 1),
 		children: make(map[int]*Child),
 	}
 }
 
-// Run serves Start until parent ends, then kills what still runs and returns when
-// all of it is reaped. In Guest mode it fails at once if commands could not be
-// confined.
-func (l *Launcher) Run(parent context.Context) error {
-	defer close(l.stopped)
-	ctx, cancel := context.WithCancelCause(parent)
-	defer cancel(nil)
-	var forks, reaper sync.WaitGroup
-	for range forkThreads {
-		forks.Go(func() { l.forkLoop(ctx, cancel) })
-	}
+// Run lets commands start until ctx ends, then kills what still runs and
+// returns when all of it is reaped. In Guest mode it fails at once if commands
+// could not be confined.
+func (l *Launcher) Run(ctx context.Context) error {
+	var reaper sync.WaitGroup
 	if l.mode == Guest {
+		if err := confine(); err != nil {
+			return err
+		}
 		reaper.Go(func() { l.reapAll(ctx) })
 	}
-	forks.Wait()
+	close(l.running)
+	<-ctx.Done()
+	l.mu.Lock() // no fork is in progress then
+	l.tableMu.Lock()
+	l.stopped = true
+	l.tableMu.Unlock()
+	l.mu.Unlock()
 	l.killAll()
 	reaper.Wait()
-	if parent.Err() != nil {
-		return nil
-	}
-	return context.Cause(ctx)
+	return nil
 }
 
 // Start forks and executes spec as leader of a session of its own. The error
 // wraps the syscall.Errno of what went wrong.
 func (l *Launcher) Start(ctx context.Context, spec Spec) (*Child, error) {
-	reply := make(chan result, 1)
 	select {
-	case l.requests <- request{spec: spec, reply: reply}:
-	case <-l.stopped:
-		return nil, ErrStopped
+	case <-l.running:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	r := <-reply
-	return r.child, r.err
+	return l.fork(spec)
 }
 
 // LimitProcesses sets RLIMIT_NPROC of commands started from now on; 0 leaves
@@ -150,25 +130,6 @@ func (l *Launcher) LimitProcesses(n int64) error {
 	return nil
 }
 
-// forkLoop serves requests on a thread of its own, which ends with it: the
-// goroutine never unlocks a thread whose capabilities and priority were changed.
-func (l *Launcher) forkLoop(ctx context.Context, fail context.CancelCauseFunc) {
-	runtime.LockOSThread()
-	if err := confineThread(); err != nil && l.mode == Guest {
-		fail(err)
-		return
-	}
-	for {
-		select {
-		case r := <-l.requests:
-			c, err := l.fork(r.spec)
-			r.reply <- result{c, err}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 func (l *Launcher) fork(s Spec) (*Child, error) {
 	attr := &syscall.ProcAttr{
 		Dir:   s.Dir,
@@ -181,6 +142,12 @@ func (l *Launcher) fork(s Spec) (*Child, error) {
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
+	l.tableMu.Lock()
+	stopped := l.stopped
+	l.tableMu.Unlock()
+	if stopped {
+		return nil, ErrStopped
+	}
 	pid, err := syscall.ForkExec(s.Path, s.Args, attr)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Path, err)

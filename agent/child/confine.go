@@ -1,8 +1,10 @@
 package child
 
 import (
-	"errors"
 	"fmt"
+	"runtime"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,37 +13,43 @@ import (
 // Linux and in gVisor alike.
 var confined = []uintptr{unix.CAP_SYS_RESOURCE, unix.CAP_SYS_ADMIN}
 
-// confineThread takes the confined capabilities out of the bounding and the
-// inheritable set of the calling thread, so that no executable which it or its
-// children run, set-uid root or not, has them. The thread's own permitted and
-// effective sets stay, so that its forks are exempt. It also resets the nice
-// value that commands inherit.
-func confineThread() error {
-	var errs []error
+// confine takes the confined capabilities out of the bounding and the
+// inheritable set of every thread of this process, so that no executable which
+// it or its children run, set-uid root or not, has them. Permitted and
+// effective sets stay, so that its own forks are exempt.
+func confine() error {
 	for _, c := range confined {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
-		if err == nil && has == 0 {
+		if err != nil {
+			return fmt.Errorf("read capability %d of the bounding set: %w", c, err)
+		}
+		if has == 0 {
 			continue
 		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
-			errs = append(errs, fmt.Errorf("drop capability %d from the bounding set: %w", c, err))
+		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); errno != 0 {
+			return fmt.Errorf("drop capability %d from the bounding set: %w", c, errno)
 		}
 	}
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		errs = append(errs, fmt.Errorf("read capabilities: %w", err))
-		return errors.Join(errs...)
+		return fmt.Errorf("read capabilities: %w", err)
 	}
 	before := data
 	for _, c := range confined {
 		data[c/32].Inheritable &^= 1 << (c % 32)
 	}
-	if data != before {
-		if err := unix.Capset(&hdr, &data[0]); err != nil {
-			errs = append(errs, fmt.Errorf("drop inheritable capabilities: %w", err))
-		}
+	if data == before {
+		return nil
 	}
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 0)
-	return errors.Join(errs...)
+	// The threads of a process that has just started are all alike.
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&hdr)
+	pin.Pin(&data)
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0)
+	if errno != 0 {
+		return fmt.Errorf("drop inheritable capabilities: %w", errno)
+	}
+	return nil
 }

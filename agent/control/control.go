@@ -70,10 +70,9 @@ type Limits struct {
 	Processes int64 `json:"processes"`
 }
 
-// Event types, and the values of Event.Limit.
+// The values of Event.Type and Event.Limit.
 const (
-	EventLimit   = "limit"
-	EventProcess = "process"
+	EventLimit = "limit"
 
 	LimitWallTime  = "wall_time"
 	LimitOutput    = "output"
@@ -82,12 +81,10 @@ const (
 
 // Event is something that the agent tells the server unasked.
 type Event struct {
-	// Type is "limit" (a command hit Limits) or "process" (start, end).
+	// Type is "limit": a command hit Limits.
 	Type string `json:"type"`
 	// Limit is "wall_time", "output" or "processes" for Type "limit".
-	Limit string `json:"limit,omitempty"`
-	// Phase is "start" or "end" for Type "process".
-	Phase string    `json:"phase,omitempty"`
+	Limit string    `json:"limit,omitempty"`
 	PID   uint32    `json:"pid,omitempty"`
 	Cmd   string    `json:"cmd,omitempty"` // at most 256 bytes
 	At    time.Time `json:"at"`

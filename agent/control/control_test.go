@@ -247,7 +247,7 @@ func TestPeerReplaced(t *testing.T) {
 			second.out = agentEnd.deliver
 			<-current
 			current <- second
-			server.Emit(control.Event{Type: control.EventProcess}) // of the old epoch
+			server.Emit(control.Event{Type: control.EventLimit}) // of the old epoch
 			two := connect(t, second)
 			if err := two.Ready(ctx); err != nil {
 				t.Fatalf("second Ready() = %v", err)

@@ -15,6 +15,9 @@ import (
 	pb "github.com/caisson-dev/caisson/gen/process"
 )
 
+// oomScoreAfter is the age at which a command gets its out-of-memory score.
+const oomScoreAfter = 100 * time.Millisecond
+
 var errDeadline = errors.New("the command's deadline has passed")
 
 var signals = map[pb.Signal]syscall.Signal{
@@ -79,7 +82,6 @@ func (p *proc) finish(t *table, ev *pb.ProcessEvent_EndEvent) {
 	p.timers = nil
 	p.mu.Unlock()
 	t.end(p, event)
-	p.event(control.EventProcess, "", "end")
 	p.hub.finish(event)
 }
 
@@ -150,12 +152,17 @@ func (p *proc) signal(ctx context.Context, sig syscall.Signal) error {
 	return nil
 }
 
-// arm starts the clocks of the request's deadline and of the wall time limit.
+// arm starts the clocks of the request's deadline, of the wall time limit and
+// of the out-of-memory score: that matters only for a command which lasts, and
+// would cost every short one.
 func (p *proc) arm(deadline time.Time, hasDeadline bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.end != nil {
 		return
+	}
+	if p.tag == nil || *p.tag != systemTag {
+		p.timers = append(p.timers, time.AfterFunc(oomScoreAfter, p.setOOMScore))
 	}
 	if hasDeadline {
 		p.timers = append(p.timers, time.AfterFunc(time.Until(deadline), func() {
@@ -190,7 +197,7 @@ func (p *proc) killFor(limit, reason string) {
 	}
 	p.reason = reason
 	p.mu.Unlock()
-	p.event(control.EventLimit, limit, "")
+	p.limitEvent(limit)
 	p.letGo()
 	p.child.KillTree()
 }
@@ -201,8 +208,8 @@ func (p *proc) timedOut() bool {
 	return p.overdue
 }
 
-func (p *proc) event(kind, limit, phase string) {
-	p.emit(control.Event{Type: kind, Limit: limit, Phase: phase, PID: p.pid, Cmd: commandText(p.config), At: time.Now()})
+func (p *proc) limitEvent(limit string) {
+	p.emit(control.Event{Type: control.EventLimit, Limit: limit, PID: p.pid, Cmd: commandText(p.config), At: time.Now()})
 }
 
 // commandText is what an event says of the command.
@@ -219,6 +226,9 @@ func commandText(c *pb.ProcessConfig) string {
 
 // setOOMScore makes the command a likelier victim than the agent; best effort.
 func (p *proc) setOOMScore() {
+	if p.exited() {
+		return
+	}
 	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.pid), os.O_WRONLY, 0)
 	if err != nil {
 		return

@@ -119,6 +119,7 @@ func (s *Service) stream(ctx context.Context, h http.Header, pid uint32, sub *su
 	if err := send(startEvent(pid)); err != nil {
 		return err
 	}
+	flush(ctx)
 	every := keepaliveInterval(h)
 	keepalive := time.NewTicker(every)
 	defer keepalive.Stop()
@@ -131,11 +132,15 @@ func (s *Service) stream(ctx context.Context, h http.Header, pid uint32, sub *su
 			if ev.GetEnd() != nil {
 				return nil
 			}
+			if len(sub.events) == 0 {
+				flush(ctx)
+			}
 			keepalive.Reset(every)
 		case <-keepalive.C:
 			if err := send(&pb.ProcessEvent{Event: &pb.ProcessEvent_Keepalive{Keepalive: &pb.ProcessEvent_KeepAlive{}}}); err != nil {
 				return err
 			}
+			flush(ctx)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return connect.NewError(connect.CodeDeadlineExceeded, errDeadline)

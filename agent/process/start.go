@@ -79,15 +79,9 @@ func (s *Service) start(ctx context.Context, req *connect.Request[pb.StartReques
 	}
 	p.files.closeChildEnds()
 	s.table.add(p)
-	p.event(control.EventProcess, "", "start")
 	deadline, ok := ctx.Deadline()
 	p.arm(deadline, ok)
-	s.procs.Go(func() {
-		if p.tag == nil || *p.tag != systemTag {
-			p.setOOMScore()
-		}
-		p.supervise(s.table)
-	})
+	s.procs.Go(func() { p.supervise(s.table) })
 	return p, sub, nil
 }
 
@@ -120,7 +114,7 @@ func (s *Service) startFailed(p *proc, sub *subscriber, msg *pb.StartRequest, us
 		s.cannotExecute(p, exitNotFound, hasTTY)
 		return p, sub, nil
 	case errors.Is(err, syscall.EAGAIN):
-		p.event(control.EventLimit, control.LimitProcesses, "")
+		p.limitEvent(control.LimitProcesses)
 		return nil, nil, connect.NewError(connect.CodeResourceExhausted,
 			fmt.Errorf("process limit of %d reached: %w", p.limits.Processes, err))
 	case errors.Is(err, child.ErrStopped):

@@ -58,9 +58,19 @@ func (s *Service) download(w http.ResponseWriter, r *http.Request) error {
 	if fi.Size() == 0 {
 		return s.sendUnsized(w, f, path)
 	}
-	http.ServeContent(w, r, filepath.Base(path), fi.ModTime(), f)
+	http.ServeContent(bulk{w, s}, r, filepath.Base(path), fi.ModTime(), f)
 	return nil
 }
+
+// bulk makes http.ServeContent copy in large units; sendfile(2) in gVisor uses
+// small ones.
+type bulk struct {
+	http.ResponseWriter
+	s *Service
+}
+
+// ReadFrom is what io.Copy calls.
+func (b bulk) ReadFrom(src io.Reader) (int64, error) { return b.s.copy(b.ResponseWriter, src) }
 
 // sendUnsized serves a file that says it is empty: it may be one of procfs.
 func (s *Service) sendUnsized(w http.ResponseWriter, f *os.File, path string) error {

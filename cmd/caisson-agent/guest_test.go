@@ -11,7 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,25 +28,47 @@ import (
 
 // guestVariable makes this test binary the agent: pid 1 of a namespace whose
 // root is a throw-away layer over this machine's, below the directory named.
-const guestVariable = "CAISSON_TEST_GUEST_ROOT"
+// agentVariable names the agent's executable, built as it is shipped.
+const (
+	guestVariable = "CAISSON_TEST_GUEST_ROOT"
+	agentVariable = "CAISSON_TEST_AGENT"
+)
 
 const token = "guest-token"
 
 func TestMain(m *testing.M) {
-	dir := os.Getenv(guestVariable)
-	if dir == "" {
-		os.Exit(m.Run())
-	}
-	if err := enterGuest(dir); err != nil {
-		fmt.Fprintln(os.Stderr, "guest:", err)
+	if dir := os.Getenv(guestVariable); dir != "" {
+		fmt.Fprintln(os.Stderr, "guest:", enterGuest(dir))
 		os.Exit(77)
 	}
-	_ = os.Unsetenv(guestVariable)
-	main()
+	code := m.Run()
+	if path, err := program(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }
 
-// enterGuest keeps all that the agent changes off this machine.
+// program builds the agent once.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "agent-test")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "caisson-agent")
+	cmd := exec.Command("go", "build", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the agent: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// enterGuest keeps all that the agent changes off this machine, and becomes it.
 func enterGuest(dir string) error {
+	agent, err := unix.Open(os.Getenv(agentVariable), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the agent: %w", err)
+	}
 	up, work, root := filepath.Join(dir, "up"), filepath.Join(dir, "work"), filepath.Join(dir, "root")
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
@@ -69,7 +93,10 @@ func enterGuest(dir string) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return unix.Mount("proc", "/proc", "proc", 0, "")
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return err
+	}
+	return unix.Exec(fmt.Sprintf("/proc/self/fd/%d", agent), append([]string{"caisson-agent"}, os.Args[1:]...), os.Environ())
 }
 
 type guest struct {
@@ -84,6 +111,10 @@ func startGuest(t *testing.T, limits control.Limits) *guest {
 	if os.Geteuid() != 0 {
 		t.Skip("namespaces need root")
 	}
+	agent, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +123,7 @@ func startGuest(t *testing.T, limits control.Limits) *guest {
 	address, forward := freePort(t), freePort(t)
 	g := &guest{stderr: &bytes.Buffer{}}
 	g.cmd = exec.Command("/proc/self/exe", "--listen="+address, "--forward="+forward)
-	g.cmd.Env = append(os.Environ(), guestVariable+"="+t.TempDir())
+	g.cmd.Env = append(os.Environ(), guestVariable+"="+t.TempDir(), agentVariable+"="+agent)
 	g.cmd.Stderr = g.stderr
 	g.cmd.ExtraFiles = []*os.File{theirs}
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -199,6 +230,30 @@ func TestOrphansAreReaped(t *testing.T) {
 	if strings.Contains(got, "zombie") {
 		t.Errorf("zombies are left:\n%s", got)
 	}
+}
+
+// TestCapabilities fails if commands have what exempts from RLIMIT_NPROC, or
+// the agent has lost it.
+func TestCapabilities(t *testing.T) {
+	g := startGuest(t, control.Limits{})
+	const forbidden = 1<<21 | 1<<24 // CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+	check := func(file, lines string, exempt bool) {
+		t.Helper()
+		got, _ := g.sh(t, "", "grep -hE '^Cap("+lines+")' "+file)
+		if got == "" {
+			t.Fatalf("no capabilities in %s", file)
+		}
+		for line := range strings.Lines(got) {
+			f := strings.Fields(line)
+			n, err := strconv.ParseUint(f[1], 16, 64)
+			if err != nil || (n&forbidden != 0) != exempt {
+				t.Errorf("%s: %s exempting capabilities are %#x (%v), want some: %v", file, f[0], n&forbidden, err, exempt)
+			}
+		}
+	}
+	check("/proc/self/status", "Bnd|Prm|Inh|Eff", false)
+	check("/proc/1/task/*/status", "Bnd|Inh", false)
+	check("/proc/1/task/*/status", "Eff", true)
 }
 
 // TestForkBomb fails if commands escape their process limit or the agent is

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -83,7 +84,10 @@ func run(o options) error {
 		cfg.Mode = child.Guest
 		cfg.MetadataFile = "/var/lib/caisson-agent/metadata.json"
 		cfg.Guest = machine.Machine{Root: "/", Kernel: true, Log: log}
-		prefer(log)
+		// Commands get a score of their own; best effort.
+		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0o644)
+		// One processor is held while a command is being executed.
+		runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
 	}
 	var err error
 	if cfg.Listener, err = net.Listen("tcp", o.listen); err != nil {
@@ -181,13 +185,4 @@ func keepInherited() {
 			unix.CloseOnExec(fd)
 		}
 	}
-}
-
-// prefer gives the agent precedence over what it starts; commands are reset to
-// normal where they are forked. Best effort.
-func prefer(log *slog.Logger) {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, -10); err != nil {
-		log.Debug("raise own priority", slog.Any("error", err))
-	}
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0o644)
 }
