@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -153,6 +154,23 @@ type conn struct {
 	net.Conn
 
 	box *box
+}
+
+// Read implements net.Conn. A connection that ends because its sandbox goes must
+// not look like one that the guest has finished: a response without a length
+// would then end cleanly.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		select {
+		case <-c.box.live.Gone:
+			err = net.ErrClosed
+		case <-c.box.ctx.Done():
+			err = net.ErrClosed
+		default:
+		}
+	}
+	return n, err
 }
 
 // Close implements net.Conn.

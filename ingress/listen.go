@@ -1,8 +1,10 @@
 package ingress
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 )
@@ -37,5 +39,28 @@ func Server(h http.Handler, tlsConfig *tls.Config, log *slog.Logger) *http.Serve
 			MaxReceiveBufferPerStream:     2 << 20,
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+	}
+}
+
+// connKey finds the connection of a request in its context.
+type connKey struct{}
+
+// resetOnClose makes the close of an HTTP/1 client's connection a TCP reset:
+// some SDKs take an orderly close in the middle of a stream for a network fault
+// and do not look whether the sandbox was killed. With HTTP/2 the stream is
+// reset anyway, and other streams share the connection.
+func resetOnClose(r *http.Request) {
+	if r.ProtoMajor != 1 {
+		return
+	}
+	c, _ := r.Context().Value(connKey{}).(net.Conn)
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0) // it is being closed
 	}
 }

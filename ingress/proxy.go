@@ -49,6 +49,20 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		},
 		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		switch {
+		case b.ctx.Err() != nil:
+			resetOnClose(r)
+		case r.Context().Err() == nil:
+			// Neither the sandbox nor the client went: somebody should know.
+			h.log.WarnContext(r.Context(), "the sandbox broke a response", slog.String("sandbox", string(to.id)), slog.Int("port", int(to.port)))
+		}
+		panic(v)
+	}()
 	p.ServeHTTP(w, r)
 }
 

@@ -49,7 +49,7 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 	if cfg.Metrics.Listen == "" {
 		mux.Handle("GET /metrics", loopbackOnly(n.opts.Metrics.Handler()))
 	}
-	return ingress.New(ingress.Config{Domains: n.domains(), API: mux, Sandboxes: n.manager, Log: n.log})
+	return ingress.New(ingress.Config{Domains: n.domains(), API: mux, Sandboxes: n.manager, Observe: n.opts.Metrics.Proxied, Log: n.log})
 }
 
 // loopbackOnly keeps the metrics of a public listener to this machine.
