@@ -1,12 +1,9 @@
 package server
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -41,21 +38,11 @@ func policyCompiler(c config.Egress) func(sandbox.Network) (egress.Policy, error
 	}
 }
 
-// ceiling is the most that any policy can open: denials first, then what the
-// operator lets requests open, and nothing else.
-func ceiling(c config.Egress) egress.Policy {
-	p := egress.Policy{Version: 1, Default: egress.Deny}
-	if len(c.CeilingDeny) > 0 {
-		p.Rules = append(p.Rules, egress.Rule{Hosts: c.CeilingDeny, Verdict: egress.Deny, Note: "egress.ceiling_deny"})
-	}
-	if len(c.CeilingAllow) > 0 {
-		p.Rules = append(p.Rules, egress.Rule{Hosts: c.CeilingAllow, Verdict: egress.Allow, Note: "egress.ceiling_allow"})
-	}
-	return p
-}
-
 func newGateway(cfg config.Egress, conf gateway.Config) (*gateway.Gateway, error) {
-	conf.Ceiling = ceiling(cfg)
+	var err error
+	if conf.Ceiling, err = serverEgress(cfg).CeilingPolicy(cfg.CeilingAllow, cfg.CeilingDeny); err != nil {
+		return nil, err
+	}
 	for _, s := range cfg.AllowPrivate {
 		e, err := gateway.ParseException(s)
 		if err != nil {
@@ -78,32 +65,11 @@ func newGateway(cfg config.Egress, conf gateway.Config) (*gateway.Gateway, error
 		}
 	}
 	if len(cfg.Nameservers) > 0 {
-		r, err := resolver(cfg.Nameservers)
+		r, err := gateway.NewResolver(cfg.Nameservers)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("egress.nameservers: %w", err)
 		}
 		conf.Resolver = r
 	}
 	return gateway.New(conf)
-}
-
-// resolver asks the given nameservers in turn instead of the host's.
-func resolver(servers []string) (*net.Resolver, error) {
-	var addrs []string
-	for _, s := range servers {
-		if ap, err := netip.ParseAddrPort(s); err == nil {
-			addrs = append(addrs, ap.String())
-			continue
-		}
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			return nil, fmt.Errorf("egress.nameservers: %q is no address: %w", s, errdefs.ErrInvalidArgument)
-		}
-		addrs = append(addrs, netip.AddrPortFrom(a, 53).String())
-	}
-	var next atomic.Uint64
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, addrs[int(next.Add(1)-1)%len(addrs)])
-	}}, nil
 }

@@ -42,6 +42,7 @@ func (s *Service) describe(path string, fi fs.FileInfo) *pb.EntryInfo {
 		e.Metadata = wireMap(s.meta.Get(path))
 		return e
 	}
+	e.IsSymlink = true
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		if raw, err := os.Readlink(path); err == nil {

@@ -56,7 +56,9 @@ func (e *Engine) create(ctx context.Context, b *box) (reply, error) {
 	info, state := b.info, b.reason
 	files, err := dupAll(b.nic, b.agent)
 	b.mu.Unlock()
-	undo := func() { b.kill(wire.ReasonDestroyed, "the server went away while the box was created") }
+	// Nobody knows of a box whose create was not answered: it goes with its
+	// record, before a next server looks for what is left.
+	undo := func() { _ = e.destroy(context.WithoutCancel(ctx), b.info.ID) }
 	if err != nil {
 		undo()
 		return reply{}, err

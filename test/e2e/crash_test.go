@@ -111,6 +111,12 @@ func TestServerKillDuringCreates(t *testing.T) {
 				t.Errorf("an acknowledged sandbox after the crash: %+v, %v", r, err)
 			}
 		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				left, err := s.BoxFiles()
+				t.Logf("left: %v, %v", left, err)
+			}
+		})
 		waitFor(t, 15*time.Second, "orphans to be swept", func() bool { return boxes(t, s) == listed(t, s) })
 		var all []testenv.Box
 		if err := s.API(t.Context(), http.MethodGet, "/v2/sandboxes", nil, &all); err != nil {

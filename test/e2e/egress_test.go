@@ -139,7 +139,7 @@ except socket.gaierror as e:
 }
 
 func egressLog(t *testing.T, b testenv.Box) {
-	var log map[string]any
+	var log []map[string]any
 	waitFor(t, 5*time.Second, "the egress log", func() bool {
 		return shared.API(t.Context(), http.MethodGet, "/native/v1/sandboxes/"+b.ID+"/egress?limit=1000", nil, &log) == nil && strings.Contains(fmt.Sprint(log), "other.test")
 	})
