@@ -151,6 +151,8 @@ func nextStep(err error) string {
 	switch {
 	case !ok:
 		return ""
+	case ce.Code == "unreachable" && ce.Op == "wait for process":
+		return "the command may still run: \"caisson sandbox exec SANDBOX -- ps aux\""
 	case ce.Code == "unreachable" && ce.Status == 0:
 		return "is the server running? Start one with \"caisson serve\", or name it with --url"
 	case ce.Limit != "":

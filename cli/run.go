@@ -198,12 +198,22 @@ func (s *session) runPrepared(ctx context.Context, c *connection, sb client.Sand
 // endedMeanwhile replaces an error of the agent's by the reason of the
 // sandbox's end, when it has ended.
 func (c *connection) endedMeanwhile(ctx context.Context, id string, err error) error {
-	if _, ok := errors.AsType[*client.Error](err); !ok || errors.Is(err, client.ErrTimeout) {
+	ce, ok := errors.AsType[*client.Error](err)
+	if !ok || errors.Is(err, client.ErrTimeout) {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	sb, gerr := c.Get(ctx, id)
+	// A stream breaks a moment before the end is on record.
+	for ce.Code == "unreachable" && gerr == nil && (sb.State == client.Running || sb.State == client.Killing) {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+		sb, gerr = c.Get(ctx, id)
+	}
 	if gerr != nil || sb.State == client.Running {
 		return err
 	}
@@ -284,6 +294,6 @@ func (s *session) hintDenied(ctx context.Context, c *connection, id string, begu
 		names = names[:3]
 	}
 	list := strings.Join(names, ",")
-	s.say("hint: the egress policy denied %s%s; to allow: --allow %s at create or run, or \"caisson egress allow %s %s\" (docs: egress)\n",
+	s.say("hint: the egress policy denied %s%s; to allow: --allow %s at create or run, or \"caisson egress allow %s %s\"\n",
 		strings.Join(names, ", "), more, list, id, strings.Join(names, " "))
 }

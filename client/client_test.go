@@ -187,8 +187,8 @@ func TestSandboxDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	stub.End(sb.ID, "oom")
-	if _, err := p.Wait(nil, nil); err == nil {
-		t.Error("Wait = nil, want an error of a broken stream")
+	if _, err := p.Wait(nil, nil); !errors.Is(err, errdefs.ErrUnavailable) || err.Error() != "the connection to the sandbox broke" {
+		t.Errorf("Wait = %v, want a broken connection", err)
 	}
 	if err := c.Agent(sb).Health(t.Context()); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("Health = %v, want not found", err)

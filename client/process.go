@@ -189,7 +189,7 @@ func (p *Process) failure() error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+	if ce, ok := errors.AsType[*connect.Error](err); ok && !connect.IsWireError(ce) {
 		return &Error{Op: "wait for process", Code: "unreachable", Message: "the connection to the sandbox broke", cause: err}
 	}
 	if connect.CodeOf(err) == connect.CodeDeadlineExceeded {
