@@ -24,6 +24,9 @@ type conn struct {
 	e      *Engine
 	w      *wire.Conn
 	events chan wire.Box
+
+	mu        sync.Mutex
+	unstarted map[string]bool // ids; see dropUnstarted
 }
 
 // reply is what an operation answers: a body and files, which are closed once
@@ -31,18 +34,17 @@ type conn struct {
 type reply struct {
 	body  any
 	files []*os.File
-	// undo runs when the reply could not be delivered.
-	undo func()
 }
 
 func newConn(e *Engine, w *wire.Conn) *conn {
-	return &conn{e: e, w: w, events: make(chan wire.Box, maxEvents)}
+	return &conn{e: e, w: w, events: make(chan wire.Box, maxEvents), unstarted: map[string]bool{}}
 }
 
 // serve answers until the peer goes away.
 func (c *conn) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
+	defer c.dropUnstarted()
 	defer wg.Wait()
 	defer cancel()
 	defer c.w.Close()
@@ -149,11 +151,34 @@ func (c *conn) answer(ctx context.Context, b *box, m wire.Message, files []*os.F
 	out := wire.Message{ID: m.ID, Error: wire.AsError(err)}
 	if err == nil {
 		out.Body = wire.Encode(r.body)
+		c.track(b, m)
 	}
-	serr := c.w.Send(out, r.files...)
+	_ = c.w.Send(out, r.files...) // a server that cannot be told has gone away
 	closeFiles(r.files)
-	if serr != nil && r.undo != nil {
-		r.undo()
+}
+
+// track remembers boxes that this server has created and not yet started, for
+// dropUnstarted.
+func (c *conn) track(b *box, m wire.Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case b != nil:
+		c.unstarted[b.info.ID] = true
+	case m.Op == wire.OpStart || m.Op == wire.OpRestore:
+		if r, err := decode[wire.ByID](m); err == nil {
+			delete(c.unstarted, r.ID)
+		}
+	}
+}
+
+// dropUnstarted destroys what the server that has gone away created and did not
+// start: nobody else knows of it, and no later server would start it.
+func (c *conn) dropUnstarted() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.unstarted {
+		_ = c.e.destroy(context.Background(), id) // fails with its context only
 	}
 }
 

@@ -56,18 +56,14 @@ func (e *Engine) create(ctx context.Context, b *box) (reply, error) {
 	info, state := b.info, b.reason
 	files, err := dupAll(b.nic, b.agent)
 	b.mu.Unlock()
-	// Nobody knows of a box whose create was not answered: it goes with its
-	// record, before a next server looks for what is left.
-	undo := func() { _ = e.destroy(context.WithoutCancel(ctx), b.info.ID) }
 	if err != nil {
-		undo()
-		return reply{}, err
+		return reply{}, errors.Join(err, e.destroy(context.WithoutCancel(ctx), b.info.ID))
 	}
 	if state != "" {
 		closeFiles(files)
 		return reply{}, &wire.Error{Code: wire.CodeUnavailable, Message: "the box was killed while it was created"}
 	}
-	return reply{body: wire.BoxReply{Box: info}, files: files, undo: undo}, nil
+	return reply{body: wire.BoxReply{Box: info}, files: files}, nil
 }
 
 func (e *Engine) validate(c wire.Create) error {

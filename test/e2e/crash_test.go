@@ -111,12 +111,23 @@ func TestServerKillDuringCreates(t *testing.T) {
 				t.Errorf("an acknowledged sandbox after the crash: %+v, %v", r, err)
 			}
 		}
-		t.Cleanup(func() {
+		defer func() {
 			if t.Failed() {
 				left, err := s.BoxFiles()
 				t.Logf("left: %v, %v", left, err)
+				for _, f := range left {
+					id := filepath.Base(f)
+					for _, log := range []string{"server.log", "engine/engine/engine.log", "engine/engine/boxes/" + id + "/box.json"} {
+						b, _ := os.ReadFile(filepath.Join(s.Data, log))
+						for line := range strings.Lines(string(b)) {
+							if strings.Contains(line, id) {
+								t.Logf("%s: %s", log, line)
+							}
+						}
+					}
+				}
 			}
-		})
+		}()
 		waitFor(t, 15*time.Second, "orphans to be swept", func() bool { return boxes(t, s) == listed(t, s) })
 		var all []testenv.Box
 		if err := s.API(t.Context(), http.MethodGet, "/v2/sandboxes", nil, &all); err != nil {
