@@ -26,7 +26,6 @@ type Config struct {
 	TLS       TLS       `key:"tls"`
 	Egress    Egress    `key:"egress"`
 	Limits    Limits    `key:"limits"`
-	Engine    Engine    `key:"engine"`
 	Template  Template  `key:"template"`
 	Rate      Rate      `key:"rate"`
 	Retention Retention `key:"retention"`
@@ -72,13 +71,6 @@ type Limits struct {
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
 	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
 	Unenforced       []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
-}
-
-// Engine tunes the gVisor engine.
-type Engine struct {
-	Spawners int    `key:"spawners" doc:"Processes that start sandboxes, each one at a time; 0 means one for each CPU."`
-	Platform string `key:"platform" doc:"How gVisor intercepts system calls: systrap, ptrace or kvm."`
-	Rootless string `key:"rootless" doc:"Run without root: auto (when the server is not root), always or never."`
 }
 
 // Template says how templates are built.
@@ -132,7 +124,6 @@ func Defaults(env Environ) Config {
 			SandboxesPerTeam: 200, MaxTimeout: 24 * time.Hour,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768,
 		},
-		Engine:    Engine{Platform: "systrap", Rootless: "auto"},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
 		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, EgressMax: 10000},

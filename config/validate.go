@@ -46,11 +46,6 @@ func (l *Loaded) validate() error {
 	c.tls(cfg.TLS)
 	c.egress(cfg.Egress)
 	c.limits(cfg.Limits)
-	c.oneOf("engine.platform", cfg.Engine.Platform, "systrap", "ptrace", "kvm")
-	c.oneOf("engine.rootless", cfg.Engine.Rootless, "auto", "always", "never")
-	if cfg.Engine.Spawners > 64 {
-		c.fail("engine.spawners", "%d is more than 64", cfg.Engine.Spawners)
-	}
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
 	if cfg.Database != "" && !strings.HasPrefix(cfg.Database, "postgres://") && !strings.HasPrefix(cfg.Database, "postgresql://") {

@@ -80,17 +80,10 @@ func release2(release string) (major, minor int) {
 	return major, minor
 }
 
-func rootless(cfg config.Config) bool {
-	return cfg.Engine.Rootless == "always" || (cfg.Engine.Rootless == "auto" && os.Geteuid() != 0)
-}
-
-func privileges(cfg config.Config) Result {
-	switch {
-	case rootless(cfg):
+func privileges(config.Config) Result {
+	if os.Geteuid() != 0 {
 		return warn("run the server as root, or through the systemd unit, where memory and CPU must be limited; for trusted use set limits.unenforced: [memory, cpu]",
 			"rootless: sandboxes are isolated, but memory and CPU limits need cgroups of the server's own")
-	case os.Geteuid() != 0:
-		return fail("run as root, or set engine.rootless to auto", "engine.rootless is never and this is not root")
 	}
 	return ok("root")
 }
