@@ -51,8 +51,12 @@ log: {level: debug}
 	c := l.Config
 	got := []any{c.Listen, c.Domains, c.Limits.MemoryMiB, c.Limits.WallTime, c.Limits.CPUs, c.Egress.Hosts, c.Egress.Presets, c.Log.Level, c.Limits.Processes}
 	want := []any{
-		"127.0.0.1:6000", []string{"a.example", "b.example"}, config.MiB(2048), 7 * 24 * time.Hour, 4,
-		map[string]string{"db.internal": "10.0.0.5"}, []string{"pypi", "npm"}, "debug", int64(1024),
+		"127.0.0.1:6000",
+		[]string{"a.example", "b.example"},
+		config.MiB(2048), 7 * 24 * time.Hour, 4,
+		map[string]string{"db.internal": "10.0.0.5"},
+		[]string{"pypi", "npm"},
+		"debug", int64(1024),
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("Load: (-want +got)\n%s", d)
