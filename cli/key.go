@@ -50,7 +50,9 @@ func (s *session) keyCreate(team *string) *cobra.Command {
 			if asJSON {
 				return s.printJSON(k)
 			}
-			fmt.Fprintln(s.Out, k.Key)
+			if _, err := fmt.Fprintln(s.Out, k.Key); err != nil {
+				return fmt.Errorf("print the key: %w: revoke %s and make another", err, k.ID)
+			}
 			s.say("key %s (id %s) of team %s; it is not shown again\n", k.Name, k.ID, k.Team)
 			return nil
 		},
