@@ -135,9 +135,8 @@ func TestInteractive(t *testing.T) {
 	s.typeIn(t, "until [ \"$(stty size)\" = '33 101' ]; do sleep 0.05; done; echo re''sized\n")
 	s.wait(t, "resized")
 	// Ctrl-C reaches the program inside and not us.
-	s.typeIn(t, "sleep 1000; echo inter''rupted $?\n")
-	s.wait(t, "sleep 1000")
-	time.Sleep(100 * time.Millisecond) // the shell must have started sleep
+	s.typeIn(t, "sh -c 'echo slee\"\"ping; exec sleep 1000'\n")
+	s.wait(t, "sleeping")
 	s.typeIn(t, "\x03echo on''wards; exit 5\n")
 	s.wait(t, "onwards")
 	if got := <-code; got != 5 {
