@@ -2,42 +2,66 @@ package child
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 )
 
-// treeRounds bounds the search for processes forked while others were killed.
-const treeRounds = 8
+const (
+	// killFor bounds the struggle with a tree that forks while it is killed.
+	killFor = 5 * time.Second
+	// groupKills is how often the group is killed per search for the rest: a
+	// fork that was under way when the signal came may survive it, and a
+	// search among a thousand busy processes takes long.
+	groupKills = 20
+	killPause  = 2 * time.Millisecond
+)
 
-// KillTree kills the command's process group, its session and its descendants.
-// It also works when the command itself has been reaped and only what it left
-// behind runs on. A process that had made itself a session of its own and lost
-// its parent is no longer recognisable and escapes.
+// KillTree kills the command's process group, its session and its descendants,
+// and returns when none is left, or it gave up after some seconds. It also
+// works when the command itself has been reaped and only what it left behind
+// runs on. A process that had made itself a session of its own and lost its
+// parent is no longer recognisable and escapes.
 func (c *Child) KillTree() {
-	// The lock excludes forks, so that a recycled pid is noticed.
+	for end := time.Now().Add(killFor); time.Now().Before(end); {
+		for range groupKills {
+			err := c.killGroup()
+			if errors.Is(err, errOther) {
+				return
+			}
+			if err != nil {
+				break // no group any more
+			}
+			time.Sleep(killPause)
+		}
+		victims := relatives(c.pid)
+		for _, pid := range victims {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if len(victims) == 0 {
+			return
+		}
+	}
+}
+
+// errOther says that a command's pid belongs to another one by now.
+var errOther = errors.New("pid was used again")
+
+// killGroup kills the process group, which is most of the tree, at once; the
+// error is ESRCH when there is none. The lock excludes forks, so that a recycled
+// pid is noticed.
+func (c *Child) killGroup() error {
 	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
 	c.l.tableMu.Lock()
 	other := c.l.children[c.pid]
 	c.l.tableMu.Unlock()
 	if other != nil && other != c {
-		c.l.mu.Unlock()
-		return
+		return errOther
 	}
-	for range treeRounds {
-		victims := relatives(c.pid)
-		err := syscall.Kill(-c.pid, syscall.SIGKILL)
-		for _, pid := range victims {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-		if len(victims) == 0 && err != nil {
-			break
-		}
-		if onlyZombies(victims) {
-			break
-		}
-	}
-	c.l.mu.Unlock()
+	return syscall.Kill(-c.pid, syscall.SIGKILL)
 }
 
 type procStat struct {
@@ -65,15 +89,6 @@ func relatives(root int) []int {
 		}
 	}
 	return pids
-}
-
-func onlyZombies(pids []int) bool {
-	for _, pid := range pids {
-		if p, ok := readStat(pid); ok && !p.zombie {
-			return false
-		}
-	}
-	return true
 }
 
 func processTable() []procStat {
