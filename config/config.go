@@ -93,6 +93,7 @@ type Rate struct {
 type Retention struct {
 	Sandboxes time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
 	EgressLog time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`
+	Audit     time.Duration `key:"audit" doc:"How long audit events are kept."`
 	EgressMax int           `key:"egress_max" doc:"Lines of the egress log kept for each sandbox; the oldest go first."`
 }
 
@@ -126,7 +127,7 @@ func Defaults(env Environ) Config {
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
-		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, EgressMax: 10000},
+		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, EgressMax: 10000},
 		Log:       Log{Level: "info", Format: "auto"},
 	}
 }

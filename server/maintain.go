@@ -16,7 +16,7 @@ func (n *node) maintain(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		before := time.Now().Add(-n.cfg.Retention.Sandboxes)
-		if _, err := n.home.store.PruneEvents(ctx, before); err != nil && ctx.Err() == nil {
+		if _, err := n.home.store.PruneEvents(ctx, time.Now().Add(-n.cfg.Retention.Audit)); err != nil && ctx.Err() == nil {
 			n.log.Warn("prune audit events", "error", err)
 		}
 		if _, err := n.home.store.PruneBuilds(ctx, before); err != nil && ctx.Err() == nil {

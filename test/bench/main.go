@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 type options struct {
 	binary, data, rootfs, out, sdk string
 	rounds, idle, cycles           int
+	only                           string
 }
 
 func main() {
@@ -30,6 +32,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 30, "rounds of each interleaved measurement")
 	flag.IntVar(&o.idle, "idle", 100, "idle sandboxes for the memory figures")
 	flag.IntVar(&o.cycles, "cycles", 500, "create/exec/kill cycles of the leak check")
+	flag.StringVar(&o.only, "only", "", "run only the steps whose name contains this, and write no report")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -66,10 +69,16 @@ func run(ctx context.Context, o options) error {
 		{"leaks", benchLeaks},
 	}
 	for _, s := range steps {
+		if !strings.Contains(s.name, o.only) {
+			continue
+		}
 		fmt.Fprintf(os.Stderr, "== %s (%.0fs)\n", s.name, time.Since(started).Seconds())
 		if err := s.run(ctx, o, srv, r); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
+	}
+	if o.only != "" {
+		return nil
 	}
 	return r.write()
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,9 @@ func benchExec(ctx context.Context, o options, s *testenv.Server, r *report) err
 			}
 			took := time.Since(start)
 			start = time.Now()
-			hostOK := exec.CommandContext(ctx, argv[0], argv[1:]...).Run() == nil
+			// A login shell reads the host's own profile, which says nothing.
+			login := slices.Contains(argv, "-l")
+			hostOK := !login && exec.CommandContext(ctx, argv[0], argv[1:]...).Run() == nil
 			if i >= 3 {
 				in = append(in, took)
 				if hostOK {
