@@ -435,10 +435,20 @@ func TestWhatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{})
 	for _, call := range [][2]string{
-		{"POST", "/sandboxes/ix/pause"}, {"POST", "/sandboxes/ix/resume"}, {"POST", "/sandboxes/ix/fork"},
-		{"POST", "/sandboxes/ix/snapshots"}, {"GET", "/snapshots"}, {"GET", "/sandboxes/ix/metrics"}, {"GET", "/sandboxes/metrics?sandbox_ids=ix"},
-		{"GET", "/sandboxes/ix/logs"}, {"GET", "/v2/sandboxes/ix/logs"}, {"POST", "/v3/templates"}, {"POST", "/templates/tags"},
-		{"GET", "/volumes"}, {"POST", "/secrets"}, {"GET", "/templates/x/builds/y/status"},
+		{"POST", "/sandboxes/ix/pause"},
+		{"POST", "/sandboxes/ix/resume"},
+		{"POST", "/sandboxes/ix/fork"},
+		{"POST", "/sandboxes/ix/snapshots"},
+		{"GET", "/snapshots"},
+		{"GET", "/sandboxes/ix/metrics"},
+		{"GET", "/sandboxes/metrics?sandbox_ids=ix"},
+		{"GET", "/sandboxes/ix/logs"},
+		{"GET", "/v2/sandboxes/ix/logs"},
+		{"POST", "/v3/templates"},
+		{"POST", "/templates/tags"},
+		{"GET", "/volumes"},
+		{"POST", "/secrets"},
+		{"GET", "/templates/x/builds/y/status"},
 	} {
 		s.call(t, call[0], call[1], nil).wants(t, call[0]+" "+call[1], 501, "not built yet")
 	}

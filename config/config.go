@@ -120,7 +120,7 @@ func Defaults(env Environ) Config {
 			CeilingAllow: []string{"*", "0.0.0.0/0"},
 		},
 		Limits: Limits{
-			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 1024,
+			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 512,
 			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
 			SandboxesPerTeam: 200, MaxTimeout: 24 * time.Hour,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768,

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-
 	"fmt"
 	"io"
 	"log/slog"
@@ -267,26 +266,35 @@ func TestAnswers(t *testing.T) {
 		html   string
 	}{
 		{
-			"unknown", "/", []string{"E2b-Sandbox-Id", "inope", "E2b-Sandbox-Port", "3000"}, 502,
-			map[string]any{"sandboxId": "inope", "message": "The sandbox was not found", "code": 502.0}, "",
+			"unknown", "/",
+			[]string{"E2b-Sandbox-Id", "inope", "E2b-Sandbox-Port", "3000"},
+			502,
+			map[string]any{"sandboxId": "inope", "message": "The sandbox was not found", "code": 502.0},
+			"",
 		},
 		{
-			"unknown, agent health", "/health", []string{"E2b-Sandbox-Id", "inope", "E2b-Sandbox-Port", "49983"}, 502,
-			map[string]any{"sandboxId": "inope", "message": "The sandbox was not found", "code": 502.0}, "",
+			"unknown, agent health", "/health",
+			[]string{"E2b-Sandbox-Id", "inope", "E2b-Sandbox-Port", "49983"},
+			502,
+			map[string]any{"sandboxId": "inope", "message": "The sandbox was not found", "code": 502.0},
+			"",
 		},
 		{
 			"port closed", "/", byHeader("3999"), 502,
-			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0}, "",
+			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0},
+			"",
 		},
 		{"unknown in a browser", "/", []string{"E2b-Sandbox-Id", "inope", "E2b-Sandbox-Port", "3000", "User-Agent", browser, "Accept", "text/html,*/*"}, 502, nil, "Sandbox Not Found"},
 		{"closed in a browser", "/", append(byHeader("3999"), "User-Agent", browser, "Accept", "text/html"), 502, nil, "no service running on port 3999"},
 		{
 			"fetch in a browser", "/", append(byHeader("3999"), "User-Agent", browser, "Accept", "*/*", "Sec-Fetch-Mode", "cors"), 502,
-			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0}, "",
+			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0},
+			"",
 		},
 		{
 			"browser that wants json", "/", append(byHeader("3999"), "User-Agent", browser, "Accept", "application/json"), 502,
-			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0}, "",
+			map[string]any{"sandboxId": boxID, "message": "The sandbox is running but port is not open", "port": 3999.0, "code": 502.0},
+			"",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -9,11 +9,21 @@ import (
 
 func FuzzRoute(f *testing.F) {
 	for _, s := range [][3]string{
-		{"3000-iabc.box.example", "", ""}, {"3000-iabc-x.localhost:80", "iother", "1"}, {"box.example", "iabc", "49983"},
-		{"[::1]:3000", "iabc", "80"}, {"3000-iabc.box.example.", "", ""}, {"3000-iabc.evil\x00.box.example", "", ""},
-		{"3000-iabc.box.example:x", "", ""}, {"-.box.example", "", ""}, {"3000-iabc.evil.example", "iabc", "1"},
-		{"3000-I.BOX.EXAMPLE", "", ""}, {"٣-iabc.box.example", "", ""}, {"%33-iabc.box.example", "", ""},
-		{"user@3000-iabc.box.example", "", ""}, {"127.0.0.1", "iabc", "00080"}, {"xbox.example", "", ""},
+		{"3000-iabc.box.example", "", ""},
+		{"3000-iabc-x.localhost:80", "iother", "1"},
+		{"box.example", "iabc", "49983"},
+		{"[::1]:3000", "iabc", "80"},
+		{"3000-iabc.box.example.", "", ""},
+		{"3000-iabc.evil\x00.box.example", "", ""},
+		{"3000-iabc.box.example:x", "", ""},
+		{"-.box.example", "", ""},
+		{"3000-iabc.evil.example", "iabc", "1"},
+		{"3000-I.BOX.EXAMPLE", "", ""},
+		{"٣-iabc.box.example", "", ""},
+		{"%33-iabc.box.example", "", ""},
+		{"user@3000-iabc.box.example", "", ""},
+		{"127.0.0.1", "iabc", "00080"},
+		{"xbox.example", "", ""},
 	} {
 		f.Add(s[0], s[1], s[2])
 	}

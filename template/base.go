@@ -279,9 +279,12 @@ func finaliseBase(w *erofs.Writer, suite string) error {
 	}
 	// Left out above with their content, needed by the tools that use them.
 	for _, d := range []textFile{
-		{path: "run/lock", mode: 0o777 | fs.ModeSticky}, {path: "var/log/apt", mode: 0o755},
-		{path: "var/cache/apt/archives/partial", mode: 0o755}, {path: "var/cache/debconf", mode: 0o755},
-		{path: "var/lib/apt/lists/partial", mode: 0o755}, {path: "etc/apt/sources.list.d", mode: 0o755},
+		{path: "run/lock", mode: 0o777 | fs.ModeSticky},
+		{path: "var/log/apt", mode: 0o755},
+		{path: "var/cache/apt/archives/partial", mode: 0o755},
+		{path: "var/cache/debconf", mode: 0o755},
+		{path: "var/lib/apt/lists/partial", mode: 0o755},
+		{path: "etc/apt/sources.list.d", mode: 0o755},
 		{path: "etc/apt/auth.conf.d", mode: 0o755},
 	} {
 		if err := add(w, erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {

@@ -38,8 +38,15 @@ func skeleton(w *erofs.Writer) error {
 		path string
 		mode fs.FileMode
 	}{
-		{"dev", 0o755}, {"proc", 0o555}, {"sys", 0o555}, {"run", 0o755}, {"etc", 0o755}, {"home", 0o755},
-		{".caisson", 0o755}, {"tmp", 0o777 | fs.ModeSticky}, {"var/tmp", 0o777 | fs.ModeSticky},
+		{"dev", 0o755},
+		{"proc", 0o555},
+		{"sys", 0o555},
+		{"run", 0o755},
+		{"etc", 0o755},
+		{"home", 0o755},
+		{".caisson", 0o755},
+		{"tmp", 0o777 | fs.ModeSticky},
+		{"var/tmp", 0o777 | fs.ModeSticky},
 	}
 	for _, d := range dirs {
 		// One that is a symbolic link to a directory, as /var/run may be, stays.

@@ -71,15 +71,18 @@ func TestAddUser(t *testing.T) {
 		owner  uint32
 	}{
 		{
-			"debian", []erofs.File{text("etc/passwd", passwd), text("etc/group", group), text("bin/bash", "")},
+			"debian",
+			[]erofs.File{text("etc/passwd", passwd), text("etc/group", group), text("bin/bash", "")},
 			passwd + "user:x:1000:1000::/home/user:/bin/bash\n", "root:x:0:\nshadow:x:42:\nsudo:x:27:ann,user\nuser:x:1000:\n", 1000,
 		},
 		{
-			"id taken", []erofs.File{text("etc/passwd", passwd+"node:x:1000:1000::/home/node:/bin/sh"), text("etc/group", "root:x:0:\nx:x:1001:")},
+			"id taken",
+			[]erofs.File{text("etc/passwd", passwd+"node:x:1000:1000::/home/node:/bin/sh"), text("etc/group", "root:x:0:\nx:x:1001:")},
 			passwd + "node:x:1000:1000::/home/node:/bin/sh\nuser:x:1002:1002::/home/user:/bin/sh\n", "root:x:0:\nx:x:1001:\nuser:x:1002:\n", 1002,
 		},
 		{
-			"user there", []erofs.File{text("etc/passwd", passwd+"user:x:70:71::/u:/bin/sh\n"), text("etc/group", group)},
+			"user there",
+			[]erofs.File{text("etc/passwd", passwd+"user:x:70:71::/u:/bin/sh\n"), text("etc/group", group)},
 			passwd + "user:x:70:71::/u:/bin/sh\n", group, 70,
 		},
 		{

@@ -75,10 +75,13 @@ func TestHostSources(t *testing.T) {
 		{"updates alone", map[string]string{
 			"os-release": bookworm, "apt/sources.list": "deb http://m.example/debian bookworm-updates main\n",
 		}, "", public},
-		{"mirror wins", map[string]string{"os-release": bookworm, "apt/sources.list": "deb http://m.example/debian bookworm main\n"},
+		{
+			"mirror wins",
+			map[string]string{"os-release": bookworm, "apt/sources.list": "deb http://m.example/debian bookworm main\n"},
 			"https://u:p@x.example/debian/", "deb " + signed + " https://u:p@x.example/debian bookworm main\n" +
 				"deb " + signed + " https://u:p@x.example/debian bookworm-updates main\n" +
-				"deb " + signed + " https://u:p@x.example/debian-security bookworm-security main\n"},
+				"deb " + signed + " https://u:p@x.example/debian-security bookworm-security main\n",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -341,8 +344,14 @@ func TestRemoveWorkRefusesMounts(t *testing.T) {
 func TestOptionsValidate(t *testing.T) {
 	t.Parallel()
 	for _, o := range []BaseOptions{
-		{Suite: "--hook"}, {Suite: "book worm"}, {Packages: []string{"a,b"}}, {Packages: []string{"a/b"}}, {Packages: []string{""}},
-		{Mirror: "m.example"}, {Mirror: "http://m.example\ndeb x"}, {Mirror: "http://m.example [trusted=yes]"},
+		{Suite: "--hook"},
+		{Suite: "book worm"},
+		{Packages: []string{"a,b"}},
+		{Packages: []string{"a/b"}},
+		{Packages: []string{""}},
+		{Mirror: "m.example"},
+		{Mirror: "http://m.example\ndeb x"},
+		{Mirror: "http://m.example [trusted=yes]"},
 	} {
 		if err := o.withDefaults().validate(); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("validate(%+v) = %v", o, err)

@@ -198,26 +198,31 @@ func (b *buildLog) explain(err error) error {
 		hint  string
 	}{
 		{
-			[]string{"No space left on device"}, errdefs.ErrResourceExhausted,
+			[]string{"No space left on device"},
+			errdefs.ErrResourceExhausted,
 			"the disk of the directory for temporary files is full: free some, or set TMPDIR to another one",
 		},
 		{
-			[]string{"NO_PUBKEY", "is not signed", "EXPKEYSIG", "no installed keyring"}, errdefs.ErrFailedPrecondition,
+			[]string{"NO_PUBKEY", "is not signed", "EXPKEYSIG", "no installed keyring"},
+			errdefs.ErrFailedPrecondition,
 			"the mirror's signature cannot be checked: install or renew the package debian-archive-keyring",
 		},
 		{
-			[]string{"Unable to locate package", "has no installation candidate"}, errdefs.ErrInvalidArgument,
+			[]string{"Unable to locate package", "has no installation candidate"},
+			errdefs.ErrInvalidArgument,
 			"a package of the recipe is not in the suite",
 		},
 		{
 			[]string{
 				"Could not resolve", "Temporary failure resolving", "Could not connect", "Unable to connect", "Connection failed",
 				"Connection timed out", "Connection refused", "Failed to fetch", "does not have a Release file", "Cannot initiate the connection",
-			}, errdefs.ErrUnavailable,
+			},
+			errdefs.ErrUnavailable,
 			"the package mirror cannot be reached: check the network, the host's apt sources and proxy, or name a mirror",
 		},
 		{
-			[]string{"unable to pick chroot mode", "cannot create a user namespace", "newuidmap", "Operation not permitted"}, errdefs.ErrFailedPrecondition,
+			[]string{"unable to pick chroot mode", "cannot create a user namespace", "newuidmap", "Operation not permitted"},
+			errdefs.ErrFailedPrecondition,
 			"mmdebstrap cannot make a root here: run as root, or install the package uidmap and allow user namespaces",
 		},
 	} {

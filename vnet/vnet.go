@@ -292,5 +292,7 @@ func (n *Network) abort() {
 	}
 }
 
-var _ io.Closer = (*Network)(nil)
-var _ net.Conn = (*conn)(nil)
+var (
+	_ io.Closer = (*Network)(nil)
+	_ net.Conn  = (*conn)(nil)
+)

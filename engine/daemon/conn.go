@@ -89,8 +89,10 @@ func (c *conn) hello() error {
 		return fmt.Errorf("first message is %q", m.Op)
 	}
 	if h.Version != wire.Version {
-		err := &wire.Error{Code: wire.CodeIncompatible,
-			Message: fmt.Sprintf("engine speaks protocol version %d, the server %d", wire.Version, h.Version)}
+		err := &wire.Error{
+			Code:    wire.CodeIncompatible,
+			Message: fmt.Sprintf("engine speaks protocol version %d, the server %d", wire.Version, h.Version),
+		}
 		_ = c.w.Send(wire.Message{ID: m.ID, Error: err})
 		return err
 	}

@@ -116,8 +116,10 @@ func readRecord(dir string) (record, error) {
 
 // adopt enters a recorded box as ended, after killing what is left of it.
 func (e *Engine) adopt(dir string, r record) {
-	b := &box{e: e, dir: dir, log: e.log.With(slog.String("box", r.Box.ID)), info: r.Box,
-		booted: make(chan struct{}), done: make(chan struct{})}
+	b := &box{
+		e: e, dir: dir, log: e.log.With(slog.String("box", r.Box.ID)), info: r.Box,
+		booted: make(chan struct{}), done: make(chan struct{}),
+	}
 	close(b.booted)
 	close(b.done)
 	e.boxes[r.Box.ID] = b

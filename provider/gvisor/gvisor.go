@@ -90,8 +90,10 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Provider{cfg: cfg, log: cfg.Log, overlays: filepath.Join(cfg.DataDir, "layers"),
-		boxes: make(map[string]*Box), fresh: make(chan struct{})}
+	p := &Provider{
+		cfg: cfg, log: cfg.Log, overlays: filepath.Join(cfg.DataDir, "layers"),
+		boxes: make(map[string]*Box), fresh: make(chan struct{}),
+	}
 	for _, d := range []string{cfg.DataDir, p.overlays} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("gvisor: prepare data directory: %w", err)

@@ -101,7 +101,8 @@ func (s *suite) agentDuringBomb(t *testing.T, c *agentclient.Client, user string
 	t.Helper()
 	lines := make(chan string, 4)
 	proc, err := c.Exec(step(t), agentclient.Command{
-		Cmd: s.o.Tool, Args: []string{"forks", "500", "1500"}, User: user, Stdout: lineWriter(lines), Stderr: lineWriter(lines)})
+		Cmd: s.o.Tool, Args: []string{"forks", "500", "1500"}, User: user, Stdout: lineWriter(lines), Stderr: lineWriter(lines),
+	})
 	if err != nil {
 		t.Fatalf("Exec(forks) = %v", err)
 	}
