@@ -56,7 +56,7 @@ log: {level: debug}
 		config.MiB(2048), 7 * 24 * time.Hour, 4,
 		map[string]string{"db.internal": "10.0.0.5"},
 		[]string{"pypi", "npm"},
-		"debug", int64(1024),
+		"debug", int64(512),
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("Load: (-want +got)\n%s", d)
