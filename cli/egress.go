@@ -210,8 +210,8 @@ func (s *session) flowPrinter(f rowFlags) func(client.Flow) error {
 			size = fmt.Sprintf("  out %s, in %s", bytesText(r.BytesOut), bytesText(r.BytesIn))
 		}
 		why := r.Reason
-		if r.Rule != "" {
-			why = strings.TrimSpace(r.Rule + " " + why)
+		if r.Hint != "" {
+			why = strings.TrimPrefix(why+"; to allow: "+r.Hint, "; ")
 		}
 		verdict := r.Verdict
 		if terminal.Is(s.Out) && verdict == "deny" {

@@ -95,9 +95,9 @@ func (s *session) keyList(team *string) *cobra.Command {
 			}
 			var rows [][]string
 			for _, k := range keys {
-				rows = append(rows, []string{k.ID, k.Name, k.Team, k.Prefix, clock(k.CreatedAt), clock(k.LastUsedAt), clock(k.RevokedAt)})
+				rows = append(rows, []string{k.ID, k.Name, k.Team, k.Mask, clock(k.CreatedAt), clock(k.LastUsedAt), clock(k.RevokedAt)})
 			}
-			return s.table([]string{"ID", "NAME", "TEAM", "BEGINS", "CREATED", "LAST USED", "REVOKED"}, rows)
+			return s.table([]string{"ID", "NAME", "TEAM", "KEY", "CREATED", "LAST USED", "REVOKED"}, rows)
 		},
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "print JSON")

@@ -274,7 +274,8 @@ func (s *session) hintDenied(ctx context.Context, c *connection, id string, begu
 			return
 		}
 		// A second of slack for clocks that differ and for rounding.
-		if f.Verdict != "deny" || f.At.Before(begun.Add(-time.Second)) {
+		// Without a hint no request could have opened it.
+		if f.Verdict != "deny" || f.Hint == "" || f.At.Before(begun.Add(-time.Second)) {
 			continue
 		}
 		name := f.Host

@@ -34,11 +34,13 @@ type Flow struct {
 	At   time.Time `json:"at"`
 	Kind string    `json:"kind"` // tcp, dns or udp
 	// Host is the name as the guest gave it: untrusted text.
-	Host       string `json:"host,omitempty"`
-	Address    string `json:"address,omitempty"`
-	Port       int    `json:"port,omitempty"`
-	Verdict    string `json:"verdict"` // allow or deny
-	Rule       string `json:"rule,omitempty"`
+	Host    string `json:"host,omitempty"`
+	Address string `json:"address,omitempty"`
+	Port    int    `json:"port,omitempty"`
+	Verdict string `json:"verdict"` // allow or deny
+	// Hint is a rule that would have let a denied flow out; empty where no
+	// request can open it.
+	Hint       string `json:"hint,omitempty"`
 	Reason     string `json:"reason,omitempty"`
 	BytesOut   int64  `json:"bytesOut,omitempty"`
 	BytesIn    int64  `json:"bytesIn,omitempty"`

@@ -43,10 +43,11 @@ type Limits struct {
 
 // Key is an API key without the key itself, except from CreateKey.
 type Key struct {
-	ID         string    `json:"id"`
-	Name       string    `json:"name"`
-	Team       string    `json:"team"`
-	Prefix     string    `json:"prefix,omitempty"`
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	Team string `json:"team"`
+	// Mask shows the first and last digits, to tell keys apart.
+	Mask       string    `json:"mask,omitempty"`
 	CreatedAt  time.Time `json:"createdAt"`
 	LastUsedAt time.Time `json:"lastUsedAt,omitzero"`
 	RevokedAt  time.Time `json:"revokedAt,omitzero"`

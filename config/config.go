@@ -70,6 +70,7 @@ type Limits struct {
 	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
 	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
+	MaxProcesses     int64         `key:"max_processes" doc:"Most processes and threads per user that a request or a template may ask for."`
 	Unenforced       []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
 }
 
@@ -123,7 +124,7 @@ func Defaults(env Environ) Config {
 			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 512,
 			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
 			SandboxesPerTeam: 200, MaxTimeout: 24 * time.Hour,
-			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768,
+			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},

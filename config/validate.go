@@ -162,6 +162,7 @@ func destination(s string) bool {
 func (c *check) limits(l Limits) {
 	c.within("limits.memory_mib", int64(l.MemoryMiB), 16, int64(l.MaxMemoryMiB), "limits.max_memory_mib")
 	c.within("limits.cpus", int64(l.CPUs), 1, int64(l.MaxCPUs), "limits.max_cpus")
+	c.within("limits.processes", l.Processes, 1, l.MaxProcesses, "limits.max_processes")
 	c.within("limits.disk_mib", int64(l.DiskMiB), 1, int64(l.MaxDiskMiB), "limits.max_disk_mib")
 	if l.Processes < 16 {
 		c.fail("limits.processes", "%d is below 16, the fewest that a shell needs", l.Processes)

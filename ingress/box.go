@@ -23,6 +23,7 @@ const (
 	// taken from the pool just as the other side closes it.
 	idleTimeout     = 60 * time.Second
 	maxIdle         = 32
+	goneGrace       = 250 * time.Millisecond
 	maxGuestHeaders = 256 << 10
 )
 
@@ -77,6 +78,19 @@ func (h *Handler) boxOf(live *sandbox.Live) *box {
 		b.shut()
 	})
 	return b
+}
+
+// goes reports whether the sandbox is gone. A sandbox that ends by itself breaks
+// its connections a moment before it is marked, so a broken one waits for that.
+func (b *box) goes() bool {
+	t := time.NewTimer(goneGrace)
+	defer t.Stop()
+	select {
+	case <-b.ctx.Done():
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // shut breaks every connection to the sandbox. Requests in flight see an error,

@@ -27,8 +27,11 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		kind = "agent"
 	}
 	tame := to.shared && to.port == agentPort && r.URL.Path == "/files"
-	if r.ProtoMajor == 1 && r.ContentLength == -1 {
-		// A client that streams its body may want answers before it has ended.
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// Without full duplex the first byte of the answer closes the request's
+		// body. The transport may still be at it, although the guest has all
+		// of it, and then gives up the connection and the rest of the answer.
+		// Besides, a client that streams its body may want answers early.
 		_ = http.NewResponseController(w).EnableFullDuplex() // not every writer can, and most requests need not
 	}
 	p := httputil.ReverseProxy{
@@ -55,7 +58,7 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 			return
 		}
 		switch {
-		case b.ctx.Err() != nil:
+		case b.goes():
 			resetOnClose(r)
 		case r.Context().Err() == nil:
 			// Neither the sandbox nor the client went: somebody should know.
@@ -82,7 +85,7 @@ func rewrite(pr *httputil.ProxyRequest, live *sandbox.Live, to target) {
 
 // failed answers a request that never got a response from the guest.
 func (h *Handler) failed(w http.ResponseWriter, r *http.Request, b *box, to target, err error) {
-	if b.ctx.Err() != nil || errors.Is(err, context.Canceled) || r.Context().Err() != nil {
+	if errors.Is(err, context.Canceled) || r.Context().Err() != nil || (!errors.Is(err, provider.ErrPortClosed) && b.goes()) {
 		// The sandbox went while the request was under way, or the client did.
 		panic(http.ErrAbortHandler)
 	}

@@ -100,6 +100,8 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 // opened behind its egress policy, anything else is ended. On an error the
 // record is as it was.
 func (m *Manager) adopt(ctx context.Context, sb Sandbox) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.CreateTimeout, errors.New("taking the sandbox over took too long"))
+	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	e := newEntry(sb.ID, sb.Team, abort)

@@ -130,7 +130,7 @@ func RevokeKey(ctx context.Context, cfg config.Config, team, id string) error {
 }
 
 func wireKey(k identity.Key) client.Key {
-	return client.Key{ID: k.ID, Team: string(k.Team), Name: k.Name, Prefix: k.Mask, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
+	return client.Key{ID: k.ID, Team: string(k.Team), Name: k.Name, Mask: k.Mask, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
 }
 
 var errNoTemplate = errors.New("no template is built: run \"caisson init\" with the same --data")

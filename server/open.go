@@ -83,7 +83,7 @@ func (h *home) lock() (*flock.Flock, error) {
 
 func resources(l config.Limits) (defaults, maxima provider.Resources) {
 	return provider.Resources{MemoryMiB: int64(l.MemoryMiB), CPUs: l.CPUs, DiskMiB: int64(l.DiskMiB), Processes: l.Processes},
-		provider.Resources{MemoryMiB: int64(l.MaxMemoryMiB), CPUs: l.MaxCPUs, DiskMiB: int64(l.MaxDiskMiB)}
+		provider.Resources{MemoryMiB: int64(l.MaxMemoryMiB), CPUs: l.MaxCPUs, DiskMiB: int64(l.MaxDiskMiB), Processes: l.MaxProcesses}
 }
 
 func unenforced(l config.Limits) []provider.Limit {

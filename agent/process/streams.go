@@ -268,9 +268,14 @@ func (p *proc) input(ctx context.Context, in *pb.ProcessInput) error {
 	case <-ctx.Done():
 		return connect.NewError(connect.CodeDeadlineExceeded, ctx.Err())
 	}
-	stop := context.AfterFunc(ctx, func() { _ = p.files.in.SetWriteDeadline(time.Unix(1, 0)) })
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(expired)
+		_ = p.files.in.SetWriteDeadline(time.Unix(1, 0))
+	})
 	_, err := p.files.in.Write(data)
 	if !stop() {
+		<-expired // or it would come after the reset, for every later write
 		_ = p.files.in.SetWriteDeadline(time.Time{})
 	}
 	switch {

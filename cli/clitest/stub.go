@@ -92,7 +92,7 @@ func (s *Stub) Deny(host string) {
 
 func (b *box) deny(host string) {
 	b.flows = append(b.flows, client.Flow{
-		Seq: int64(len(b.flows) + 1), At: time.Now(), Kind: "dns", Host: host, Verdict: "deny", Rule: "default", Reason: "no rule allows it",
+		Seq: int64(len(b.flows) + 1), At: time.Now(), Kind: "dns", Host: host, Verdict: "deny", Hint: "--allow " + host, Reason: "no rule allows it",
 	})
 }
 

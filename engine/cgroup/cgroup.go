@@ -210,6 +210,7 @@ func (g *Group) noSwap() {
 		_ = Write(g.v2, "memory.swap.max", "0")
 	}
 	if g.memory != "" {
+		_ = Write(g.memory, "memory.swappiness", "0") // where memsw is absent
 		_ = Write(g.memory, "memory.memsw.limit_in_bytes", strconv.FormatInt(g.limits.MemoryBytes, 10))
 	}
 }

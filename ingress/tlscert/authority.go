@@ -100,16 +100,63 @@ type issuer struct {
 	names []string
 	addrs []net.IP
 
-	mu      sync.Mutex // guards current
+	mu      sync.Mutex // guards what follows
 	current *tls.Certificate
+	exact   map[string]*tls.Certificate // by name below localhost
 }
 
-func (i *issuer) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// maxExact bounds the certificates for single names: any client can ask for one.
+const maxExact = 1024
+
+func (i *issuer) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if name := belowLocalhost(hello); name != "" {
+		return i.getExact(name)
+	}
 	if i.current != nil && time.Until(i.current.Leaf.NotAfter) > renewBefore {
 		return i.current, nil
 	}
+	c, err := i.issue(i.names, i.addrs)
+	if err == nil {
+		i.current = c
+	}
+	return c, err
+}
+
+// getExact returns a certificate for one name below localhost: OpenSSL, and with
+// it curl and Python, does not accept a wildcard for a top-level domain. The
+// caller holds mu.
+func (i *issuer) getExact(name string) (*tls.Certificate, error) {
+	if c := i.exact[name]; c != nil && time.Until(c.Leaf.NotAfter) > renewBefore {
+		return c, nil
+	}
+	c, err := i.issue([]string{name}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if i.exact == nil || len(i.exact) >= maxExact {
+		i.exact = map[string]*tls.Certificate{}
+	}
+	i.exact[name] = c
+	return c, nil
+}
+
+// belowLocalhost returns the name a client asks for when it is one label below
+// localhost, as PORT-ID.localhost is.
+func belowLocalhost(hello *tls.ClientHelloInfo) string {
+	if hello == nil {
+		return ""
+	}
+	name := strings.ToLower(hello.ServerName)
+	label, ok := strings.CutSuffix(name, ".localhost")
+	if !ok || label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return ""
+	}
+	return name
+}
+
+func (i *issuer) issue(names []string, addrs []net.IP) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate: %w", err)
@@ -120,13 +167,13 @@ func (i *issuer) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: serial(),
-		Subject:      pkix.Name{CommonName: i.names[len(i.names)-1]},
+		Subject:      pkix.Name{CommonName: names[len(names)-1]},
 		NotBefore:    time.Now().Add(-backdate),
 		NotAfter:     end,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:     i.names,
-		IPAddresses:  i.addrs,
+		DNSNames:     names,
+		IPAddresses:  addrs,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, i.ca, key.Public(), i.key)
 	if err != nil {
@@ -135,8 +182,7 @@ func (i *issuer) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if leaf, err = x509.ParseCertificate(der); err != nil {
 		return nil, fmt.Errorf("issue certificate: %w", err)
 	}
-	i.current = &tls.Certificate{Certificate: [][]byte{der, i.ca.Raw}, PrivateKey: key, Leaf: leaf}
-	return i.current, nil
+	return &tls.Certificate{Certificate: [][]byte{der, i.ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
 func makeAuthority(dir string) (*x509.Certificate, crypto.Signer, error) {
