@@ -1,7 +1,6 @@
 package ingress
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"mime"
@@ -85,13 +84,18 @@ func rewrite(pr *httputil.ProxyRequest, live *sandbox.Live, to target) {
 
 // failed answers a request that never got a response from the guest.
 func (h *Handler) failed(w http.ResponseWriter, r *http.Request, b *box, to target, err error) {
-	if errors.Is(err, context.Canceled) || r.Context().Err() != nil || (!errors.Is(err, provider.ErrPortClosed) && b.goes()) {
-		// The sandbox went while the request was under way, or the client did.
-		panic(http.ErrAbortHandler)
-	}
-	if errors.Is(err, provider.ErrPortClosed) {
+	switch {
+	case r.Context().Err() != nil:
+		panic(http.ErrAbortHandler) // nobody is there to be answered
+	case errors.Is(err, provider.ErrPortClosed):
 		portClosed(to).write(w, r)
 		return
+	case b.goes() && to.port == agentPort && r.URL.Path == "/health":
+		// Clients ask this in order to learn whether the sandbox is there.
+		notFound(to).write(w, r)
+		return
+	case b.goes():
+		panic(http.ErrAbortHandler)
 	}
 	h.log.DebugContext(r.Context(), "sandbox did not answer", slog.String("sandbox", string(to.id)),
 		slog.Int("port", int(to.port)), slog.Any("error", err))

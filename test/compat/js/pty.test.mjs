@@ -1,6 +1,6 @@
 // Terminals.
 import assert from 'node:assert/strict';
-import { Sandbox, Terminal, fails, sandbox, test } from './harness.mjs';
+import { Sandbox, Terminal, eventually, fails, sandbox, test } from './harness.mjs';
 
 const bytes = (s) => new TextEncoder().encode(s);
 
@@ -45,6 +45,8 @@ test('control characters: interrupt and end of file', async (t) => {
   const { terminal, handle, type } = await shell(box);
   await type('echo started; sleep 50; echo "code=$?"\n');
   await terminal.shows(/[\r\n]started\r\n/);
+  // The interrupt is for sleep, so it has to be there.
+  await eventually(async () => (await box.commands.run('pgrep -x sleep || true')).stdout !== '', { within: 10_000, what: 'sleep' });
   await type('\x03');
   await type('echo after=$((1+1))\n');
   await terminal.shows(/[\r\n]after=2\r\n[\s\S]*\$ /);
