@@ -75,7 +75,8 @@ unset i
 
 // dpkgText keeps later installs small and quick: a sandbox needs no manuals and
 // no sync after every file. pip and uv may install beside Debian's packages, so
-// Python's marker against that stays out.
+// Python's marker against that stays out. So do gawk's shell functions, which
+// every login shell would read.
 const dpkgText = `force-unsafe-io
 path-exclude=/usr/share/man/*
 path-exclude=/usr/share/info/*
@@ -84,6 +85,7 @@ path-exclude=/usr/share/lintian/*
 path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
 path-exclude=/usr/lib/python3*/EXTERNALLY-MANAGED
+path-exclude=/etc/profile.d/gawk.*
 `
 
 // publicSources returns apt's sources for inside the sandbox: Debian's public

@@ -18,7 +18,7 @@ const (
 	BaseName      = "base"
 	DefaultSuite  = "bookworm"
 	sourceTar     = "tar"
-	recipeVersion = 1
+	recipeVersion = 2
 )
 
 // BasePackages returns the Debian packages of the base template beside those

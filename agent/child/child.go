@@ -86,6 +86,9 @@ func (l *Launcher) Run(ctx context.Context) error {
 		if err := confine(); err != nil {
 			return err
 		}
+		if err := dropSIGCHLD(); err != nil {
+			return err
+		}
 		reaper.Go(func() { l.reapAll(ctx) })
 	}
 	close(l.running)
@@ -131,15 +134,6 @@ func (l *Launcher) LimitProcesses(n int64) error {
 }
 
 func (l *Launcher) fork(s Spec) (*Child, error) {
-	attr := &syscall.ProcAttr{
-		Dir:   s.Dir,
-		Env:   s.Env,
-		Files: []uintptr{s.Stdin, s.Stdout, s.Stderr},
-		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: s.TTY, Ctty: 0},
-	}
-	if os.Geteuid() == 0 {
-		attr.Sys.Credential = &syscall.Credential{Uid: s.User.UID, Gid: s.User.GID, Groups: s.User.Groups}
-	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	l.tableMu.Lock()
@@ -148,7 +142,10 @@ func (l *Launcher) fork(s Spec) (*Child, error) {
 	if stopped {
 		return nil, ErrStopped
 	}
-	pid, err := syscall.ForkExec(s.Path, s.Args, attr)
+	pid, err := vforkExec(s)
+	if errors.Is(err, errNoVfork) {
+		pid, err = forkExec(s)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Path, err)
 	}
@@ -170,6 +167,20 @@ func (l *Launcher) fork(s Spec) (*Child, error) {
 	}
 	go l.reapOne(c) // ends with the child, which Run kills and waits for
 	return c, nil
+}
+
+// forkExec is the slow way, for kernels and confinements without the other.
+func forkExec(s Spec) (int, error) {
+	attr := &syscall.ProcAttr{
+		Dir:   s.Dir,
+		Env:   s.Env,
+		Files: []uintptr{s.Stdin, s.Stdout, s.Stderr},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: s.TTY, Ctty: 0},
+	}
+	if os.Geteuid() == 0 {
+		attr.Sys.Credential = &syscall.Credential{Uid: s.User.UID, Gid: s.User.GID, Groups: s.User.Groups}
+	}
+	return syscall.ForkExec(s.Path, s.Args, attr)
 }
 
 // killAll kills every child and what it started, or as pid 1 every process,

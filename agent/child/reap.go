@@ -3,25 +3,20 @@ package child
 import (
 	"context"
 	"errors"
-	"os"
-	"os/signal"
+	"fmt"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // reapAll waits for every child of this process, started or inherited, until
-// ctx has ended and none is left.
+// ctx has ended and none is left. A child that this process inherits while it
+// has none, which only one that was not started through it can leave behind,
+// stays a zombie until the next Start.
 func (l *Launcher) reapAll(ctx context.Context) {
-	// Orphans arrive without a Start; their SIGCHLD wakes the loop when it
-	// sleeps for want of children.
-	sigchld := make(chan os.Signal, 1)
-	signal.Notify(sigchld, syscall.SIGCHLD)
-	defer signal.Stop(sigchld)
 	for {
-		err := waitNoReap(unix.P_ALL, 0)
-		if err == nil {
-			l.collect()
+		if err := waitNoReap(unix.P_ALL, 0); err == nil && l.collect() {
 			continue
 		}
 		if ctx.Err() != nil {
@@ -29,14 +24,13 @@ func (l *Launcher) reapAll(ctx context.Context) {
 		}
 		select {
 		case <-l.started:
-		case <-sigchld:
 		case <-ctx.Done():
 		}
 	}
 }
 
-// collect reaps all that has ended.
-func (l *Launcher) collect() {
+// collect reaps all that has ended and reports whether children are left.
+func (l *Launcher) collect() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -45,11 +39,34 @@ func (l *Launcher) collect() {
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
-		if err != nil || pid <= 0 {
-			return
+		if err != nil {
+			// No Start is in progress: the token is of a child that has ended.
+			select {
+			case <-l.started:
+			default:
+			}
+			return false
+		}
+		if pid <= 0 {
+			return true
 		}
 		l.ended(pid, status)
 	}
+}
+
+// dropSIGCHLD makes the kernel drop SIGCHLD for this process: exits are waited
+// for, and each delivery would interrupt a thread. The runtime has no use for it.
+func dropSIGCHLD() error {
+	var act struct {
+		handler, flags, restorer uintptr
+		mask                     uint64
+	}
+	_, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&act)), 0,
+		unsafe.Sizeof(act.mask), 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("reset the handler of SIGCHLD: %w", errno)
+	}
+	return nil
 }
 
 // reapOne waits for c alone.

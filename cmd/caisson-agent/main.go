@@ -72,7 +72,8 @@ func run(o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A terminal or pipe of ours that goes away must not end the sandbox.
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	// Caught and dropped, not ignored: commands would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
 	syscall.Umask(0o022)
 	// Idle sandboxes are many and their memory counts; the heap is small.
 	debug.SetGCPercent(50)
@@ -86,8 +87,9 @@ func run(o options) error {
 		cfg.Guest = machine.Machine{Root: "/", Kernel: true, Log: log}
 		// Commands get a score of their own; best effort.
 		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0o644)
-		// One processor is held while a command is being executed.
-		runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
+		// More processors would wake each other for every goroutine that becomes
+		// ready, and in a sandbox each wake-up is two switches to the sentry.
+		runtime.GOMAXPROCS(1)
 	}
 	var err error
 	if cfg.Listener, err = net.Listen("tcp", o.listen); err != nil {
