@@ -126,12 +126,32 @@ func Serve(o Options) error {
 	if err := unix.CloseRange(3, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("mark descriptors close-on-exec: %w", err)
 	}
-	if err := allowCPUID(); err != nil {
+	if err := widenTable(); err != nil {
+		return err
+	}
+	if err := refuse(); err != nil {
 		// Slower, no less safe.
-		fmt.Fprintln(os.Stderr, "caisson-engine: keep CPUID from faulting:", err)
+		fmt.Fprintln(os.Stderr, "caisson-engine:", err)
 	}
 	ch := &child{conf: conf, conn: wire.NewConn(uc), pids: make(map[int]bool)}
 	return ch.run()
+}
+
+// widenTable makes the descriptor table of this process, and so of every box,
+// large from its start. gVisor puts a box's streams at descriptors from 256 on,
+// and a table that grows while a process has threads waits for an RCU grace
+// period, some 10 ms.
+func widenTable() error {
+	const high = 300
+	null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/null: %w", err)
+	}
+	defer func() { _ = unix.Close(null) }()
+	if err := unix.Dup3(null, high, unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("widen descriptor table: %w", err)
+	}
+	return nil
 }
 
 type job struct {

@@ -141,10 +141,13 @@ func startInside(cmd *exec.Cmd, req spawnRequest) error {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 		return cmd.Start()
 	}
-	tid := strconv.Itoa(unix.Gettid())
+	// "0" is the calling thread. Its number would do the same, but for a thread
+	// other than the caller the kernel first waits for an RCU grace period, some
+	// 10 ms, and does not look whether it is another.
+	const self = "0"
 	var err error
 	for _, d := range req.Cgroups {
-		if err = cgroup.Write(d, "tasks", tid); err != nil {
+		if err = cgroup.Write(d, "tasks", self); err != nil {
 			err = fmt.Errorf("enter cgroup: %w", err)
 			break
 		}
@@ -153,7 +156,7 @@ func startInside(cmd *exec.Cmd, req spawnRequest) error {
 		err = cmd.Start()
 	}
 	for _, d := range req.Cgroups {
-		if lerr := cgroup.Write(filepath.Dir(d), "tasks", tid); lerr != nil {
+		if lerr := cgroup.Write(filepath.Dir(d), "tasks", self); lerr != nil {
 			// The next box must not start in this one's group.
 			fmt.Fprintln(os.Stderr, "caisson-engine: leave cgroup:", lerr)
 			os.Exit(1)
