@@ -165,6 +165,30 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// A command starts with no signal blocked or ignored that this process does not
+// itself ignore: with SIGPIPE ignored, "yes | head" would not end by it.
+func TestSignalsOfACommand(t *testing.T) {
+	t.Parallel()
+	b := start(t, nil)
+	want, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := b.sh(t, &pb.StartRequest{Process: &pb.ProcessConfig{Cmd: "cat", Args: []string{"/proc/self/status"}}})
+	if sigs(got.stdout, "SigBlk") != strings.Repeat("0", 16) || sigs(got.stdout, "SigCgt") != strings.Repeat("0", 16) {
+		t.Errorf("blocked %s, caught %s; want none", sigs(got.stdout, "SigBlk"), sigs(got.stdout, "SigCgt"))
+	}
+	if g, w := sigs(got.stdout, "SigIgn"), sigs(string(want), "SigIgn"); g != w {
+		t.Errorf("ignored %s, want those of this process, %s", g, w)
+	}
+}
+
+func sigs(status, field string) string {
+	_, rest, _ := strings.Cut(status, field+":\t")
+	mask, _, _ := strings.Cut(rest, "\n")
+	return mask
+}
+
 func TestStartErrors(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)

@@ -128,6 +128,16 @@ func otherUser(u string) string {
 	return "root"
 }
 
+// Commands must not inherit what the agent does with signals.
+func TestPipeSignal(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared, nil)
+	res, err := shared.Exec(t.Context(), b, "/bin/bash", "-c", `yes | head -1; echo ${PIPESTATUS[0]}`)
+	if err != nil || res.Stdout != "y\n141\n" {
+		t.Errorf("got %q, %v; want yes to end by SIGPIPE", res.Stdout, err)
+	}
+}
+
 func TestOutputFlood(t *testing.T) {
 	t.Parallel()
 	s := own(t, "--set", "limits.output_bytes=8MiB", "--set", "limits.wall_time=3s")
