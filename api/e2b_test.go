@@ -435,8 +435,6 @@ func TestWhatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{})
 	for _, call := range [][2]string{
-		{"POST", "/sandboxes/ix/pause"},
-		{"POST", "/sandboxes/ix/resume"},
 		{"POST", "/sandboxes/ix/fork"},
 		{"POST", "/sandboxes/ix/snapshots"},
 		{"GET", "/snapshots"},

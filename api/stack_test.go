@@ -68,6 +68,10 @@ func (gate) Detach(context.Context, string) error                { return nil }
 // templates is what template.Catalog does, without images.
 type templates struct{ *store.Store }
 
+func (t templates) Build(ctx context.Context, id template.BuildID) (template.Build, error) {
+	return t.GetBuild(ctx, id)
+}
+
 func (t templates) Resolve(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, error) {
 	r, err := template.ParseReference(ref)
 	if err != nil {

@@ -22,7 +22,8 @@ func (s *session) sandboxCommand() *cobra.Command {
 		Args:    noSubcommand, RunE: showHelp,
 	}
 	cmd.AddCommand(s.createCommand(), s.listCommand(), s.statusCommand(), s.sandboxRunCommand(), s.execCommand(),
-		s.shellCommand(), s.copyCommand(), s.logsCommand(), s.egressCommand(), s.stopCommand())
+		s.shellCommand(), s.copyCommand(), s.logsCommand(), s.egressCommand(),
+		s.pauseCommand(), s.resumeCommand(), s.stopCommand())
 	return cmd
 }
 

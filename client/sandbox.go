@@ -207,6 +207,28 @@ func (c *Client) Kill(ctx context.Context, id string) error {
 	return c.do(ctx, request{method: http.MethodDelete, path: "/sandboxes/" + url.PathEscape(id)})
 }
 
+// Pause saves a running sandbox and ends its processes; with filesOnly its
+// memory is not kept. One that is paused already is errdefs.ErrConflict.
+func (c *Client) Pause(ctx context.Context, id string, filesOnly bool) (Sandbox, error) {
+	var sb Sandbox
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: "/sandboxes/" + url.PathEscape(id) + "/pause",
+		in: map[string]any{"filesOnly": filesOnly}, out: &sb,
+	})
+	return sb, err
+}
+
+// Resume makes a paused sandbox run for d; one that runs lives at least that
+// long from now.
+func (c *Client) Resume(ctx context.Context, id string, d time.Duration) (Sandbox, error) {
+	var sb Sandbox
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: "/sandboxes/" + url.PathEscape(id) + "/resume",
+		in: map[string]any{"timeoutSeconds": seconds(d)}, out: &sb,
+	})
+	return sb, err
+}
+
 // SetTimeout moves the end of a running sandbox to now plus d; 0 ends it now.
 func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (Sandbox, error) {
 	return c.setTimeout(ctx, id, map[string]any{"timeoutSeconds": seconds(d)})

@@ -29,6 +29,12 @@ const agentPort = 49983
 type Sandboxes interface {
 	Live(id sandbox.ID) (*sandbox.Live, bool)
 	EachLive(yield func(*sandbox.Live) bool)
+	// Transit says when a sandbox that is being paused or resumed will be one or
+	// the other; nil when it is not.
+	Transit(id sandbox.ID) <-chan struct{}
+	// Dormant finds a paused sandbox that traffic may wake; Wake does so.
+	Dormant(id sandbox.ID) (sandbox.Dormant, bool)
+	Wake(ctx context.Context, id sandbox.ID) (*sandbox.Live, error)
 }
 
 // Config makes a Handler.
@@ -128,8 +134,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, to target) {
 	}
 	live, ok := h.sandboxes.Live(to.id)
 	if !ok {
-		notFound(to).write(w, r)
-		return
+		var why answer
+		if live, why = h.rouse(r, to); live == nil {
+			why.write(w, r)
+			return
+		}
 	}
 	if denied, ok := authorise(live, to, r); !ok {
 		denied.write(w, r)

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
@@ -52,6 +54,13 @@ func (b *boxes) Live(id sandbox.ID) (*sandbox.Live, bool) {
 	defer b.mu.Unlock()
 	l, ok := b.live[id]
 	return l, ok
+}
+
+func (*boxes) Transit(sandbox.ID) <-chan struct{}         { return nil }
+func (*boxes) Dormant(sandbox.ID) (sandbox.Dormant, bool) { return sandbox.Dormant{}, false }
+
+func (*boxes) Wake(context.Context, sandbox.ID) (*sandbox.Live, error) {
+	return nil, errdefs.ErrNotFound
 }
 
 func (b *boxes) EachLive(yield func(*sandbox.Live) bool) {

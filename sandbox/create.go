@@ -125,8 +125,15 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 		Metadata:  maps.Clone(r.Metadata),
 		CreatedAt: now,
 		EndsAt:    now.Add(r.Timeout),
-		OnTimeout: "kill",
+		OnTimeout: r.OnTimeout,
+		Lifecycle: Lifecycle{AutoResume: r.AutoResume, FilesOnly: r.FilesOnly, Timeout: r.Timeout},
 		Version:   1,
+	}
+	if sb.OnTimeout == "" {
+		sb.OnTimeout = OnTimeoutKill
+	}
+	if sb.Sealed, err = m.seal(sb.ID, guestOf(m.cfg, build, r)); err != nil {
+		return nil, err
 	}
 	if len(tmpl.Names) > 0 {
 		sb.Alias = tmpl.Names[0]
@@ -166,7 +173,7 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	c.undo.Add(box.Destroy)
 
 	c.stage = StageAgent
-	if err := m.initAgent(ctx, c, box); err != nil {
+	if err := m.initAgent(ctx, c.sb, box); err != nil {
 		return nil, err
 	}
 
@@ -185,27 +192,36 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 }
 
 func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachment) (provider.Box, error) {
-	id := string(c.sb.ID)
-	box, err := m.deps.Provider.Create(ctx, provider.Spec{
-		SandboxID: id,
-		Hostname:  id,
-		Rootfs:    c.build.Rootfs,
-		Resources: c.sb.Resources,
-		Labels: map[string]string{
-			"caisson.team": string(c.sb.Team), "caisson.template": string(c.sb.Template), "caisson.node": m.cfg.Node,
-		},
-		Egress:   att,
-		Deadline: clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.cfg.DeadlineGrace),
-	})
+	spec := m.spec(c.sb, c.build, att)
+	spec.Deadline = clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.graceAt(endOf(c.sb)))
+	box, err := m.deps.Provider.Create(ctx, spec)
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))
 	}
 	return box, nil
 }
 
+// spec is what the provider is told of a sandbox.
+func (m *Manager) spec(sb Sandbox, build template.Build, att egress.Attachment) provider.Spec {
+	return provider.Spec{
+		SandboxID: string(sb.ID),
+		Hostname:  string(sb.ID),
+		Rootfs:    build.Rootfs,
+		Resources: sb.Resources,
+		Labels: map[string]string{
+			"caisson.team": string(sb.Team), "caisson.template": string(sb.Template), "caisson.node": m.cfg.Node,
+		},
+		Egress: att,
+	}
+}
+
 // initAgent waits for the agent and gives it its identity. A box that dies
 // meanwhile ends the wait at once.
-func (m *Manager) initAgent(ctx context.Context, c *creation, box provider.Box) error {
+func (m *Manager) initAgent(ctx context.Context, sb Sandbox, box provider.Box) error {
+	g, err := m.unseal(sb)
+	if err != nil {
+		return err
+	}
 	ctl := box.Control()
 	if ctl == nil {
 		return fmt.Errorf("box has no control channel: %w", errdefs.ErrInternal)
@@ -220,22 +236,18 @@ func (m *Manager) initAgent(ctx context.Context, c *creation, box provider.Box) 
 	}()
 	defer func() { cancel(nil); <-died }()
 
-	id := string(c.sb.ID)
+	id := string(sb.ID)
 	limits := m.cfg.Command
-	limits.Processes = c.sb.Resources.Processes
-	user := c.build.User
-	if user == "" {
-		user = m.cfg.DefaultUser
-	}
-	err := ctl.Init(ctx, control.Init{
+	limits.Processes = sb.Resources.Processes
+	err = ctl.Init(ctx, control.Init{
 		SandboxID:      id,
-		TemplateID:     string(c.sb.Template),
-		BuildID:        string(c.sb.Build),
+		TemplateID:     string(sb.Template),
+		BuildID:        string(sb.Build),
 		Hostname:       id,
 		AccessToken:    m.deps.Seed.AgentToken(id).Reveal(),
-		EnvVars:        environment(c.build, c.req),
-		DefaultUser:    user,
-		DefaultWorkdir: c.build.Workdir,
+		EnvVars:        g.Env,
+		DefaultUser:    g.User,
+		DefaultWorkdir: g.Workdir,
 		Limits:         limits,
 		CABundle:       m.cfg.CABundle,
 		Now:            time.Now(),

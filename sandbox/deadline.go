@@ -84,7 +84,17 @@ func (m *Manager) reap(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		due, next := m.due(time.Now())
+		due, save, next := m.due(time.Now())
+		for _, e := range save {
+			m.tasks.add(func(ctx context.Context) {
+				select {
+				case ends <- struct{}{}:
+					m.save(ctx, e, e.atEnd.kind(), "system", ReasonTimeout) // logged there
+					<-ends
+				case <-ctx.Done():
+				}
+			})
+		}
 		for _, e := range due {
 			m.tasks.add(func(ctx context.Context) {
 				// It is unreachable already; what is left to do can queue. A
@@ -101,19 +111,24 @@ func (m *Manager) reap(ctx context.Context) {
 	}
 }
 
-// due marks every entry whose time has come as ending, and returns them and how
-// long to sleep.
-func (m *Manager) due(now time.Time) (due []*entry, next time.Duration) {
+// due marks every entry whose time has come as ending or pausing, and returns
+// them and how long to sleep.
+func (m *Manager) due(now time.Time) (due, save []*entry, next time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for len(m.deadlines) > 0 {
 		e := m.deadlines[0]
 		if left := e.endsAt.Sub(now); left > 0 {
-			return due, min(left, clockCheck)
+			return due, save, min(left, clockCheck)
+		}
+		if e.atEnd.pause {
+			m.beginSave(e) // takes it off the heap
+			save = append(save, e)
+			continue
 		}
 		e.why, e.by = ReasonTimeout, "system"
 		m.markGone(e) // takes it off the heap
 		due = append(due, e)
 	}
-	return due, clockCheck
+	return due, save, clockCheck
 }

@@ -18,6 +18,7 @@ type phase int
 const (
 	starting phase = iota // being created or taken over after a restart
 	live                  // running and routable
+	pausing               // being saved: unreachable, and live again if that fails
 	ending                // marked gone; nothing brings it back
 )
 
@@ -30,9 +31,9 @@ type entry struct {
 	// op is a lock that may be held over I/O: it serialises changes of timeout
 	// and network.
 	op chan struct{}
-	// gone is closed when the entry is marked ending, done when it has left the
-	// Manager.
-	gone, done chan struct{}
+	// gone is closed when the entry is marked ending or pausing, done when it has
+	// left the Manager, ready when it is live or has left.
+	gone, done, ready chan struct{}
 	// abort ends a create or take-over in progress.
 	abort context.CancelCauseFunc
 
@@ -42,6 +43,8 @@ type entry struct {
 	live   *Live
 	client *agentclient.Client // made on first use
 	endsAt time.Time
+	// atEnd says whether its end kills or pauses it.
+	atEnd atEnd
 	// place is the index in Manager.deadlines, -1 outside of it.
 	place int
 	// why and by say how it ends, from when it is asked to.
@@ -53,10 +56,17 @@ type entry struct {
 	missed int
 }
 
+// atEnd is what happens at the end of an entry's time.
+type atEnd struct{ pause, filesOnly bool }
+
+func endOf(sb Sandbox) atEnd {
+	return atEnd{sb.OnTimeout == OnTimeoutPause, sb.Lifecycle.FilesOnly}
+}
+
 func newEntry(id ID, team identity.TeamID, abort context.CancelCauseFunc) *entry {
 	return &entry{
 		id: id, team: team, abort: abort, place: -1,
-		op: make(chan struct{}, 1), gone: make(chan struct{}), done: make(chan struct{}),
+		op: make(chan struct{}, 1), gone: make(chan struct{}), done: make(chan struct{}), ready: make(chan struct{}),
 	}
 }
 
@@ -88,11 +98,18 @@ func (m *Manager) find(ctx context.Context, who identity.Principal, id ID) (*ent
 	if !maySee(who, sb.Team) || sb.State.Ended() || sb.Node != m.cfg.Node {
 		return nil, notFound(id)
 	}
+	if sb.State == Paused {
+		return nil, errPaused(id)
+	}
 	if err := m.adopt(context.WithoutCancel(ctx), sb); err != nil {
 		return nil, fmt.Errorf("take over sandbox %q: %w", id, err)
 	}
 	if e := m.entry(id); e != nil {
 		return e, nil
+	}
+	// What was left half resumed is paused again.
+	if sb, err = m.deps.Store.Get(ctx, id); err == nil && sb.State == Paused {
+		return nil, errPaused(id)
 	}
 	return nil, notFound(id)
 }
@@ -114,6 +131,8 @@ func (m *Manager) findLive(ctx context.Context, who identity.Principal, id ID) (
 	switch e.phase {
 	case starting:
 		return nil, fmt.Errorf("sandbox %q is being started: %w", id, errdefs.ErrConflict)
+	case pausing:
+		return nil, fmt.Errorf("sandbox %q is being paused: %w", id, errdefs.ErrConflict)
 	case live:
 		return e, nil
 	default:
@@ -134,6 +153,18 @@ func (m *Manager) forget(e *entry) {
 		client.Close()
 	}
 	close(e.done)
+	m.markReady(e)
+}
+
+// markReady tells those who wait for e to be live, or gone.
+func (m *Manager) markReady(e *entry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-e.ready:
+	default:
+		close(e.ready)
+	}
 }
 
 // markGone makes e unreachable at once. Manager.mu is held. It reports whether
@@ -142,16 +173,24 @@ func (m *Manager) markGone(e *entry) bool {
 	if e.phase == ending {
 		return false
 	}
+	was := e.phase
+	m.hide(e)
+	e.phase = ending
+	return was != pausing
+}
+
+// hide makes e unreachable at once, if it is not. Manager.mu is held.
+func (m *Manager) hide(e *entry) {
 	if e.phase == live {
 		m.running--
 		m.tellLive()
 	}
-	e.phase = ending
 	if e.place >= 0 {
 		heap.Remove(&m.deadlines, e.place)
 	}
-	close(e.gone)
-	return true
+	if e.phase == starting || e.phase == live {
+		close(e.gone)
+	}
 }
 
 // publish makes e reachable with its box; false when it was asked to end
@@ -164,7 +203,7 @@ func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 		return false
 	}
 	e.phase = live
-	e.endsAt = sb.EndsAt
+	e.endsAt, e.atEnd = sb.EndsAt, endOf(sb)
 	e.live = &Live{
 		ID:              e.id,
 		Team:            e.team,
@@ -174,6 +213,11 @@ func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 		MaskRequestHost: sb.Network.MaskRequestHost,
 		Gone:            e.gone,
 		Route:           box.Route,
+	}
+	select {
+	case <-e.ready:
+	default:
+		close(e.ready)
 	}
 	heap.Push(&m.deadlines, e)
 	m.running++

@@ -27,14 +27,17 @@ func (m *Manager) Kill(ctx context.Context, who identity.Principal, id ID, reaso
 		reason = ReasonKilled
 	}
 	e, err := m.find(ctx, who, id)
+	if errors.As(err, new(pausedError)) {
+		return m.killPaused(ctx, who, id, reason)
+	}
 	if err != nil {
 		return err
 	}
 	switch was, asked := m.askEnd(e, reason, who.KeyID); {
 	case !asked:
 		return notFound(id)
-	case was == starting:
-		// The goroutine that starts it cleans up.
+	case was == starting || was == pausing:
+		// The goroutine that starts or saves it cleans up.
 		e.abort(errAborted)
 		select {
 		case <-e.done:
@@ -154,20 +157,28 @@ func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) 
 	}
 	defer e.unlock()
 	m.mu.RLock()
-	endsAt, running := e.endsAt, e.phase == live
+	endsAt, at, running := e.endsAt, e.atEnd, e.phase == live
 	m.mu.RUnlock()
 	if !running {
 		return
 	}
-	if err := m.setDeadline(ctx, box, endsAt); err != nil && ctx.Err() == nil {
+	if err := m.setDeadline(ctx, box, endsAt, at); err != nil && ctx.Err() == nil {
 		m.log.WarnContext(ctx, "hard deadline could not be set", slog.String("sandbox", string(e.id)), slog.Any("error", err))
 	}
 }
 
-func (m *Manager) setDeadline(ctx context.Context, box provider.Box, endsAt time.Time) error {
+// graceAt is how long a box outlives its end when no server ends it.
+func (m *Manager) graceAt(at atEnd) time.Duration {
+	if at.pause {
+		return m.cfg.PauseGrace
+	}
+	return m.cfg.DeadlineGrace
+}
+
+func (m *Manager) setDeadline(ctx context.Context, box provider.Box, endsAt time.Time, at atEnd) error {
 	d, ok := box.(provider.Deadliner)
 	if !ok {
 		return nil
 	}
-	return d.SetDeadline(ctx, endsAt.Add(m.cfg.DeadlineGrace))
+	return d.SetDeadline(ctx, endsAt.Add(m.graceAt(at)))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/containerd/errdefs"
 	"pgregory.net/rapid"
 )
@@ -17,6 +18,8 @@ import (
 type expectation struct {
 	endsAt time.Time
 	live   bool
+	paused bool
+	atEnd  string // OnTimeoutKill or OnTimeoutPause
 	reason string // once it has ended; "" for "gone while the server was down"
 }
 
@@ -48,7 +51,10 @@ func (m *machine) expire() {
 	now := time.Now()
 	for _, e := range m.model {
 		if e.live && !e.endsAt.After(now) {
-			e.live, e.reason = false, "timeout"
+			e.live = false
+			if e.paused = e.atEnd == sandbox.OnTimeoutPause; !e.paused {
+				e.reason = "timeout"
+			}
 		}
 	}
 }
@@ -56,6 +62,7 @@ func (m *machine) expire() {
 func (m *machine) create(t *rapid.T) {
 	r := request()
 	r.Timeout = time.Duration(rapid.IntRange(1, 300).Draw(t, "timeout")) * time.Second
+	r.OnTimeout = rapid.SampledFrom([]string{sandbox.OnTimeoutKill, sandbox.OnTimeoutPause}).Draw(t, "on timeout")
 	fail := rapid.IntRange(0, 12).Draw(t, "failing call")
 	if fail > 0 && fail <= 4 {
 		m.p.failAt.Store(m.p.calls.Load() + int64(fail))
@@ -65,18 +72,58 @@ func (m *machine) create(t *rapid.T) {
 		t.Fatalf("Create() with failing call %d = %v", fail, err)
 	}
 	if err == nil {
-		m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true}
+		m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true, atEnd: r.OnTimeout}
 	}
 }
 
 func (m *machine) kill(t *rapid.T) {
 	id, e := m.pick(t)
 	err := m.p.Kill(m.t.Context(), alice, id, "")
-	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
-		t.Fatalf("Kill(live %v) = %v", e.live, err)
+	if (e.live || e.paused) != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
+		t.Fatalf("Kill(live %v, paused %v) = %v", e.live, e.paused, err)
+	}
+	if e.live || e.paused {
+		e.live, e.paused, e.reason = false, false, "killed"
+	}
+}
+
+func (m *machine) pause(t *rapid.T) {
+	id, e := m.pick(t)
+	fail := e.live && rapid.IntRange(0, 3).Draw(t, "pause fails") == 0
+	if fail {
+		m.p.failNext("snapshot")
+	}
+	err := m.p.Pause(m.t.Context(), alice, id, snapshot.Memory)
+	if want := e.live && !fail; want != (err == nil) || (e.paused && !errdefs.IsConflict(err)) {
+		t.Fatalf("Pause(live %v, paused %v, failing %v) = %v", e.live, e.paused, fail, err)
+	}
+	if fail {
+		if soonest := time.Now().Add(time.Minute).UTC().Truncate(time.Millisecond); e.endsAt.Before(soonest) {
+			e.endsAt = soonest
+		}
+		return
 	}
 	if e.live {
-		e.live, e.reason = false, "killed"
+		e.live, e.paused = false, true
+	}
+}
+
+func (m *machine) connect(t *rapid.T) {
+	id, e := m.pick(t)
+	ttl := time.Duration(rapid.IntRange(1, 300).Draw(t, "ttl")) * time.Second
+	sb, resumed, err := m.p.Connect(m.t.Context(), alice, id, ttl)
+	if (e.live || e.paused) != (err == nil) || (err == nil && resumed != e.paused) {
+		t.Fatalf("Connect(live %v, paused %v) = %v, %v", e.live, e.paused, resumed, err)
+	}
+	if err != nil {
+		return
+	}
+	if to := time.Now().Add(ttl); e.paused || to.After(e.endsAt) {
+		e.endsAt = to
+	}
+	e.live, e.paused = true, false
+	if !sb.EndsAt.Equal(e.endsAt) {
+		t.Fatalf("Connect() = %v, want %v", sb.EndsAt, e.endsAt)
 	}
 }
 
@@ -84,8 +131,8 @@ func (m *machine) setTimeout(t *rapid.T) {
 	id, e := m.pick(t)
 	ttl := time.Duration(rapid.IntRange(0, 300).Draw(t, "ttl")) * time.Second
 	err := m.p.SetTimeout(m.t.Context(), alice, id, ttl)
-	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
-		t.Fatalf("SetTimeout(live %v) = %v", e.live, err)
+	if e.live != (err == nil) || (err != nil && e.paused != errdefs.IsConflict(err)) {
+		t.Fatalf("SetTimeout(live %v, paused %v) = %v", e.live, e.paused, err)
 	}
 	if e.live {
 		e.endsAt = time.Now().Add(ttl)
@@ -96,8 +143,8 @@ func (m *machine) extend(t *rapid.T) {
 	id, e := m.pick(t)
 	ttl := time.Duration(rapid.IntRange(1, 300).Draw(t, "ttl")) * time.Second
 	sb, err := m.p.Extend(m.t.Context(), alice, id, ttl)
-	if e.live != (err == nil) || (err != nil && !errdefs.IsNotFound(err)) {
-		t.Fatalf("Extend(live %v) = %v", e.live, err)
+	if e.live != (err == nil) || (err != nil && e.paused != errdefs.IsConflict(err)) {
+		t.Fatalf("Extend(live %v, paused %v) = %v", e.live, e.paused, err)
 	}
 	if to := time.Now().Add(ttl); e.live && to.After(e.endsAt) {
 		e.endsAt = to
@@ -139,6 +186,7 @@ func (m *machine) check(t *rapid.T) {
 	synctest.Wait()
 	m.expire()
 	var live []string
+	var saved []snapshot.ID
 	for id, e := range m.model {
 		if _, ok := m.p.Live(id); ok != e.live {
 			t.Fatalf("Live(%s) = %v, want %v", id, ok, e.live)
@@ -152,9 +200,20 @@ func (m *machine) check(t *rapid.T) {
 			if sb.State != sandbox.Running || !sb.EndsAt.Equal(e.endsAt) {
 				t.Fatalf("record is %s until %v, want running until %v", sb.State, sb.EndsAt, e.endsAt)
 			}
-			if d := m.w.boxes.get(id).deadline; !d.Equal(e.endsAt.Add(10 * time.Second)) {
-				t.Fatalf("hard deadline is %v, want 10 s after %v", d, e.endsAt)
+			grace := 10 * time.Second
+			if e.atEnd == sandbox.OnTimeoutPause {
+				grace = 24 * time.Hour
 			}
+			if d := m.w.boxes.get(id).deadline; !d.Equal(e.endsAt.Add(grace)) {
+				t.Fatalf("hard deadline is %v, want %v after %v", d, grace, e.endsAt)
+			}
+			continue
+		}
+		if e.paused {
+			if sb.State != sandbox.Paused || sb.Saved == nil {
+				t.Fatalf("record is %s, want paused", sb.State)
+			}
+			saved = append(saved, sb.Saved.ID)
 			continue
 		}
 		if sb.State != sandbox.Killed || (e.reason != "" && sb.Reason != e.reason) {
@@ -166,6 +225,10 @@ func (m *machine) check(t *rapid.T) {
 		}
 	}
 	slices.Sort(live)
+	slices.Sort(saved)
+	if got := m.w.vault.ids(); !slices.Equal(got, saved) {
+		t.Fatalf("artifacts %v, want %v", got, saved)
+	}
 	if got := m.w.boxes.ids(); !slices.Equal(got, live) {
 		t.Fatalf("boxes %v, want %v", got, live)
 	}
@@ -189,7 +252,7 @@ func TestStateMachine(t *testing.T) {
 			m := &machine{t: t, w: w, p: w.boot(t, testConfig()).run(t), model: map[sandbox.ID]*expectation{}}
 			rt.Repeat(map[string]func(*rapid.T){
 				"create": m.create, "create more": m.create, "kill": m.kill, "set timeout": m.setTimeout, "extend": m.extend,
-				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "": m.check,
+				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "pause": m.pause, "connect": m.connect, "": m.check,
 			})
 		})
 		if failure != nil {

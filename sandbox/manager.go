@@ -13,6 +13,7 @@ import (
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 )
@@ -39,6 +40,11 @@ type Config struct {
 	// DeadlineGrace is how long after its end a box dies by itself when this
 	// server is not there to end it. Default 10 s.
 	DeadlineGrace time.Duration
+	// PauseGrace is the same for a box that is to be paused at its end: what is
+	// in it should not be lost to a server that is down for a while. Default 24 h.
+	PauseGrace time.Duration
+	// SaveTimeout bounds saving a box. Default 2 min.
+	SaveTimeout time.Duration
 	// SweepInterval is how often records and boxes are compared. Default 1 min.
 	SweepInterval time.Duration
 	// Retention is how long records of ended sandboxes are kept. Default 7 d.
@@ -69,6 +75,8 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.CreateTimeout, time.Minute)
 	orDefault(&c.DestroyTimeout, 30*time.Second)
 	orDefault(&c.DeadlineGrace, 10*time.Second)
+	orDefault(&c.PauseGrace, 24*time.Hour)
+	orDefault(&c.SaveTimeout, 2*time.Minute)
 	orDefault(&c.SweepInterval, time.Minute)
 	orDefault(&c.Retention, 7*24*time.Hour)
 	orDefault(&c.DefaultUser, "user")
@@ -87,6 +95,8 @@ type Resolver interface {
 	// Resolve is errdefs.ErrNotFound when team sees no such template, and
 	// errdefs.ErrFailedPrecondition when it has no ready build.
 	Resolve(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, error)
+	// Build finds a build by its id, also one that is no longer current.
+	Build(ctx context.Context, id template.BuildID) (template.Build, error)
 }
 
 // Deps are what a Manager works with. All but Metrics must be set.
@@ -95,6 +105,9 @@ type Deps struct {
 	Templates Resolver
 	Provider  provider.Provider
 	Guard     egress.Guard
+	// Vault keeps paused sandboxes; without one, or with a provider that can
+	// save and restore nothing, pausing is errdefs.ErrNotImplemented.
+	Vault snapshot.Vault
 	// Policy compiles a network configuration; its errors are the caller's.
 	Policy  func(Network) (egress.Policy, error)
 	Seed    identity.Seed
@@ -109,6 +122,8 @@ type Metrics struct {
 	Ended        func(reason string)
 	LimitHit     func(limit string)
 	Live         func(n int) // running sandboxes
+	Paused       func(took time.Duration)
+	Resumed      func(took time.Duration)
 }
 
 // Stages of a create, for Metrics.CreateFailed.
@@ -133,8 +148,10 @@ type Manager struct {
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
-	mu        sync.RWMutex // guards what follows, and the guarded part of entry
-	entries   map[ID]*entry
+	mu      sync.RWMutex // guards what follows, and the guarded part of entry
+	entries map[ID]*entry
+	// dormant are the paused sandboxes that traffic may wake.
+	dormant   map[ID]Dormant
 	deadlines deadlines
 	running   int
 }
@@ -157,6 +174,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		wake:      make(chan struct{}, 1),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
+		dormant:   map[ID]Dormant{},
 	}, nil
 }
 

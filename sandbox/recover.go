@@ -34,6 +34,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		close(m.recovered)
 		m.destroyOrphans(ctx)
+		m.collectArtifacts(ctx)
 		tick := time.NewTicker(m.cfg.SweepInterval)
 		defer tick.Stop()
 		var pruned time.Time
@@ -60,6 +61,7 @@ func (m *Manager) sweep(ctx context.Context) {
 		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
 	}
 	m.destroyOrphans(ctx)
+	m.collectArtifacts(ctx)
 }
 
 func (m *Manager) prune(ctx context.Context) {
@@ -83,6 +85,10 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 	g.SetLimit(adoptAtOnce)
 	for _, sb := range rows {
 		if sb.Node != m.cfg.Node || m.entry(sb.ID) != nil {
+			continue
+		}
+		if sb.State == Paused {
+			m.noteDormant(sb)
 			continue
 		}
 		g.Go(func() error {
@@ -153,9 +159,23 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	case Killing:
 		return end(sb.Reason)
 	case Running:
-		if !sb.EndsAt.After(time.Now()) {
+		if !sb.EndsAt.After(time.Now()) && sb.OnTimeout != OnTimeoutPause {
 			return end(ReasonTimeout)
 		}
+	case Pausing:
+		// Opened below and made Running again; a half-made artifact is collected.
+	case Resuming:
+		if err := m.destroyByID(ctx, string(sb.ID)); err != nil {
+			return err
+		}
+		if err := m.recordPaused(ctx, sb.ID, "server stopped while the sandbox was being resumed"); err != nil {
+			return err
+		}
+		m.forget(e)
+		return nil
+	case Paused:
+		m.forget(e)
+		return nil
 	default:
 		return fmt.Errorf("state %s cannot be taken over: %w", sb.State, errdefs.ErrNotImplemented)
 	}
@@ -170,6 +190,11 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+	}
+	if sb.State == Pausing {
+		if sb, err = m.unpause(ctx, sb, box); err != nil {
+			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+		}
 	}
 	if !m.publish(e, box, sb) {
 		return errAborted // adopt ends it with the reason of the kill
@@ -320,7 +345,8 @@ func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if err == nil && !sb.State.Ended() {
+	leftover := err == nil && sb.State == Paused && sb.Node == m.cfg.Node
+	if err == nil && !sb.State.Ended() && !leftover {
 		return nil // another node's, or the next sweep takes it over
 	}
 	was, err := m.destroy(ctx, h)

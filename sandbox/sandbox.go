@@ -22,8 +22,7 @@ type ID string
 // State is where a sandbox stands in its life.
 type State string
 
-// The states. Pausing, Paused and Resuming belong to the table; nothing enters
-// them before pause is built.
+// The states. A Paused sandbox has no box, only an artifact (Sandbox.Saved).
 const (
 	Pending  State = "pending"
 	Running  State = "running"
@@ -60,9 +59,36 @@ type Sandbox struct {
 	StartedAt time.Time
 	EndsAt    time.Time
 	EndedAt   time.Time
-	OnTimeout string // "kill"; "pause" is not built yet
-	Version   int64
+	OnTimeout string // OnTimeoutKill or OnTimeoutPause
+	Lifecycle Lifecycle
+	// Sealed is what the agent is told at every start (environment, user,
+	// working directory), encrypted under the installation's seed.
+	Sealed string
+	// Saved is the artifact of a Paused or Resuming sandbox, else nil.
+	Saved   *snapshot.Artifact
+	Version int64
 }
+
+// What happens to a sandbox at its end.
+const (
+	OnTimeoutKill  = "kill"
+	OnTimeoutPause = "pause"
+)
+
+// Lifecycle is what a sandbox wants of pause and resume, as created.
+type Lifecycle struct {
+	// AutoResume resumes a sandbox that was paused with its memory when traffic
+	// reaches it.
+	AutoResume bool `json:"autoResume,omitempty"`
+	// FilesOnly makes a pause on timeout keep the files and not the memory.
+	FilesOnly bool `json:"filesOnly,omitempty"`
+	// Timeout is the one given at create: a resume on traffic gives this much
+	// life, and MinResume at least.
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// MinResume is the least life that a resume on traffic gives.
+const MinResume = 5 * time.Minute
 
 // Network is the network configuration as the user gave it (E2B contract
 // §2.5); the egress part is compiled into Sandbox.Egress.
@@ -91,6 +117,10 @@ type CreateRequest struct {
 	// Resources override the template's defaults; they may not exceed the
 	// server's maxima. Zero fields keep the default.
 	Resources provider.Resources
+	// OnTimeout is OnTimeoutKill (also when empty) or OnTimeoutPause.
+	OnTimeout string
+	// AutoResume and FilesOnly go to Lifecycle.
+	AutoResume, FilesOnly bool
 }
 
 // Filter selects sandboxes for List.
@@ -124,6 +154,9 @@ type Store interface {
 	// error of fn aborts and is returned. A change of State that the table
 	// does not know is errdefs.ErrFailedPrecondition.
 	Mutate(ctx context.Context, id ID, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error)
+	// Admit is Mutate for a step that makes the sandbox live: like Insert it
+	// refuses, with errdefs.ErrResourceExhausted, what is above the limit.
+	Admit(ctx context.Context, id ID, maxLive int, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error)
 	// CountLive counts the team's Pending and Running records.
 	CountLive(ctx context.Context, team identity.TeamID) (int, error)
 	// Unfinished returns every record that is not Killed or Failed, for

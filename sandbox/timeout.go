@@ -22,6 +22,9 @@ func (m *Manager) SetTimeout(ctx context.Context, who identity.Principal, id ID,
 		return err
 	}
 	if ttl == 0 {
+		if e.atEnd.pause {
+			return m.Pause(ctx, who, id, e.atEnd.kind())
+		}
 		return m.Kill(ctx, who, id, ReasonTimeout)
 	}
 	_, err = m.setEnd(ctx, who, e, ttl, false)
@@ -61,7 +64,7 @@ func (m *Manager) setEnd(ctx context.Context, who identity.Principal, e *entry, 
 	if to.After(old) {
 		// The box must not die by its old hard end after the caller was told of
 		// the new one.
-		if err := m.setDeadline(ctx, e.box, to); err != nil {
+		if err := m.setDeadline(ctx, e.box, to, e.atEnd); err != nil {
 			m.moveDeadline(e, old, false)
 			return Sandbox{}, fmt.Errorf("extend sandbox %q: %w", e.id, err)
 		}
@@ -82,7 +85,7 @@ func (m *Manager) setEnd(ctx context.Context, who identity.Principal, e *entry, 
 	}
 	if to.Before(old) {
 		// The reaper has the new end; the hard one only matters without it.
-		if err := m.setDeadline(ctx, e.box, to); err != nil {
+		if err := m.setDeadline(ctx, e.box, to, e.atEnd); err != nil {
 			m.log.WarnContext(ctx, "hard deadline could not be moved", slog.String("sandbox", string(e.id)), slog.Any("error", err))
 		}
 	}

@@ -51,6 +51,12 @@ func (m *Manager) awaitExit(ctx context.Context, e *entry, box provider.Box) {
 }
 
 func (m *Manager) boxExited(ctx context.Context, e *entry, exit provider.Exit) {
+	m.mu.RLock()
+	saving := e.phase == pausing
+	m.mu.RUnlock()
+	if saving {
+		return // whoever saves it destroys the box, and sees when it died before
+	}
 	if _, asked := m.askEnd(e, exitReason(exit), "system"); !asked {
 		return
 	}

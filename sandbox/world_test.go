@@ -21,6 +21,7 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/store/storetest"
 	"github.com/caisson-dev/caisson/template"
@@ -37,6 +38,7 @@ type world struct {
 	db    *store.Store
 	boxes *boxes
 	seed  identity.Seed
+	vault *vault
 }
 
 func newWorld(t *testing.T) *world {
@@ -45,6 +47,7 @@ func newWorld(t *testing.T) *world {
 		db:    storetest.SQLite(t),
 		boxes: newBoxes(),
 		seed:  identity.NewSeed(),
+		vault: &vault{has: map[snapshot.ID]time.Time{}},
 	}
 	t.Cleanup(w.boxes.close)
 	return w
@@ -87,6 +90,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Templates: resolver{w.db},
 		Provider:  faultyProvider{w.boxes, p},
 		Guard:     faultyGuard{p.guard, p},
+		Vault:     faultyVault{w.vault, p},
 		Policy:    policy,
 		Seed:      w.seed,
 		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
@@ -185,6 +189,10 @@ func (r resolver) Resolve(ctx context.Context, team identity.TeamID, ref string)
 	return t, b, err
 }
 
+func (r resolver) Build(ctx context.Context, id template.BuildID) (template.Build, error) {
+	return r.s.GetBuild(ctx, id)
+}
+
 type faultyStore struct {
 	*store.Store
 	p *process
@@ -202,6 +210,13 @@ func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox
 		return sandbox.Sandbox{}, err
 	}
 	return s.Store.Mutate(ctx, id, fn)
+}
+
+func (s faultyStore) Admit(ctx context.Context, id sandbox.ID, most int, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
+	if err := s.p.step("admit"); err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	return s.Store.Admit(ctx, id, most, fn)
 }
 
 func (s faultyStore) Get(ctx context.Context, id sandbox.ID) (sandbox.Sandbox, error) {
@@ -287,6 +302,8 @@ type boxes struct {
 	pipes map[net.Conn]bool
 	// creating, when set, is called inside Create before the box exists.
 	creating func(ctx context.Context, spec provider.Spec) error
+	// saving, when set, is called before a box is saved.
+	saving   func(ctx context.Context, spec provider.Spec) error
 	most, at int // creates at once
 	noEgress bool
 	silent   bool
@@ -399,7 +416,10 @@ func (f faultyProvider) Capabilities() provider.Capabilities {
 	if limits == nil {
 		limits = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, provider.LimitProcesses}
 	}
-	return provider.Capabilities{EnforcesEgress: !f.b.noEgress, Limits: limits}
+	return provider.Capabilities{
+		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true,
+		Snapshots: []snapshot.Kind{snapshot.Memory, snapshot.Filesystem},
+	}
 }
 
 func (f faultyProvider) Create(ctx context.Context, spec provider.Spec) (provider.Box, error) {

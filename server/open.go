@@ -19,6 +19,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/template"
 )
@@ -31,6 +32,7 @@ type home struct {
 	keys    *identity.Keys
 	images  *image.Store
 	catalog *template.Catalog
+	vault   *snapshot.Local
 }
 
 // open prepares the directory and its database. Several processes may have it
@@ -48,6 +50,9 @@ func open(ctx context.Context, cfg config.Config) (*home, error) {
 		return nil, err
 	}
 	if h.images, err = image.Open(filepath.Join(dir, "images")); err != nil {
+		return nil, err
+	}
+	if h.vault, err = snapshot.NewLocal(filepath.Join(dir, "snapshots")); err != nil {
 		return nil, err
 	}
 	dsn := filepath.Join(dir, "caisson.db")

@@ -101,7 +101,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
 	}, sandbox.Deps{
 		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
-		Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
+		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },

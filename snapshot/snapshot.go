@@ -43,14 +43,22 @@ type Snapshot struct {
 	CreatedAt time.Time
 }
 
+// Stored is one artifact that a vault has, complete or not.
+type Stored struct {
+	ID        ID
+	ChangedAt time.Time
+}
+
 // Vault stores artifacts in local directories.
 type Vault interface {
 	// Dir returns the absolute directory of id, created (mode 0700) if absent.
 	Dir(ctx context.Context, id ID) (string, error)
-	// Export writes the artifact as one stream.
-	Export(ctx context.Context, id ID, w io.Writer) error
-	// Import reads what Export wrote.
-	Import(ctx context.Context, r io.Reader) (Artifact, error)
+	// Sync makes what was written to the directory of id survive a power cut.
+	Sync(ctx context.Context, id ID) error
+	// List returns what there is, also what nobody refers to.
+	List(ctx context.Context) ([]Stored, error)
 	// Delete removes the artifact; deleting what is absent is no error.
 	Delete(ctx context.Context, id ID) error
+	// Export writes the artifact as one stream.
+	Export(ctx context.Context, a Artifact, w io.Writer) error
 }

@@ -30,26 +30,8 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 		return err
 	}
 	return s.write(ctx, func(q *db.Queries) error {
-		// The team's row is the lock that makes counting exact on PostgreSQL.
-		limit, err := q.LockTeam(ctx, row.TeamID)
-		if err := found(err, "team", row.TeamID); err != nil {
+		if err := admit(ctx, q, row.TeamID, maxLive); err != nil {
 			return err
-		}
-		source := "the team's own"
-		if limit == 0 {
-			limit, source = int64(maxLive), "limits.sandboxes_per_team"
-		}
-		if limit > 0 {
-			n, err := q.CountTeamSandboxes(ctx, row.TeamID)
-			if err != nil {
-				return fmt.Errorf("count sandboxes: %w", err)
-			}
-			if n >= limit {
-				e := apierr.New(errdefs.ErrResourceExhausted, "team %s has %d live sandboxes and the limit (%s) is %d",
-					row.TeamID, n, source, limit)
-				e.Limit = source
-				return e
-			}
 		}
 		// A template deleted since it was resolved must not gain a sandbox: its
 		// root filesystem may be collected.
@@ -63,6 +45,32 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 	})
 }
 
+// admit refuses when the team has as many live sandboxes as it may. It locks the
+// team's row, which makes counting exact on PostgreSQL.
+func admit(ctx context.Context, q *db.Queries, team string, maxLive int) error {
+	limit, err := q.LockTeam(ctx, team)
+	if err := found(err, "team", team); err != nil {
+		return err
+	}
+	source := "the team's own"
+	if limit == 0 {
+		limit, source = int64(maxLive), "limits.sandboxes_per_team"
+	}
+	if limit <= 0 {
+		return nil
+	}
+	n, err := q.CountTeamSandboxes(ctx, team)
+	if err != nil {
+		return fmt.Errorf("count sandboxes: %w", err)
+	}
+	if n >= limit {
+		e := apierr.New(errdefs.ErrResourceExhausted, "team %s has %d live sandboxes and the limit (%s) is %d", team, n, source, limit)
+		e.Limit = source
+		return e
+	}
+	return nil
+}
+
 // Get implements sandbox.Store.
 func (s *Store) Get(ctx context.Context, id sandbox.ID) (sandbox.Sandbox, error) {
 	row, err := s.rq.GetSandbox(ctx, string(id))
@@ -74,6 +82,15 @@ func (s *Store) Get(ctx context.Context, id sandbox.ID) (sandbox.Sandbox, error)
 
 // Mutate implements sandbox.Store.
 func (s *Store) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
+	return s.mutate(ctx, id, func(*db.Queries, string) error { return nil }, fn)
+}
+
+// Admit implements sandbox.Store.
+func (s *Store) Admit(ctx context.Context, id sandbox.ID, maxLive int, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
+	return s.mutate(ctx, id, func(q *db.Queries, team string) error { return admit(ctx, q, team, maxLive) }, fn)
+}
+
+func (s *Store) mutate(ctx context.Context, id sandbox.ID, first func(q *db.Queries, team string) error, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
 	var out sandbox.Sandbox
 	err := s.write(ctx, func(q *db.Queries) error {
 		row, err := q.GetSandbox(ctx, string(id))
@@ -82,6 +99,9 @@ func (s *Store) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sand
 		}
 		sb, err := unpackSandbox(row)
 		if err != nil {
+			return err
+		}
+		if err := first(q, row.TeamID); err != nil {
 			return err
 		}
 		from := sb.State
@@ -235,6 +255,9 @@ func packSandbox(sb sandbox.Sandbox) (db.Sandbox, error) {
 		EndedAt:    millis(sb.EndedAt),
 		ListedAt:   millis(listed),
 		OnTimeout:  sb.OnTimeout,
+		Lifecycle:  p.json(sb.Lifecycle),
+		Sealed:     sb.Sealed,
+		Saved:      p.json(sb.Saved),
 	}
 	return row, p.err
 }
@@ -257,6 +280,7 @@ func unpackSandbox(row db.Sandbox) (sandbox.Sandbox, error) {
 		EndsAt:    fromMillis(row.EndsAt),
 		EndedAt:   fromMillis(row.EndedAt),
 		OnTimeout: row.OnTimeout,
+		Sealed:    row.Sealed,
 		Version:   row.Version,
 	}
 	p.parse(row.Handle, &sb.Handle)
@@ -264,6 +288,8 @@ func unpackSandbox(row db.Sandbox) (sandbox.Sandbox, error) {
 	p.parse(row.Egress, &sb.Egress)
 	p.parse(row.Resources, &sb.Resources)
 	p.parse(row.Metadata, &sb.Metadata)
+	p.parse(row.Lifecycle, &sb.Lifecycle)
+	p.parse(row.Saved, &sb.Saved)
 	if p.err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("sandbox %q: %w", row.ID, p.err)
 	}
@@ -289,6 +315,7 @@ func insertParams(r db.Sandbox) db.InsertSandboxParams {
 		Network: r.Network, Egress: r.Egress, Resources: r.Resources, Parent: r.Parent,
 		Metadata: r.Metadata, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndsAt: r.EndsAt,
 		EndedAt: r.EndedAt, ListedAt: r.ListedAt, OnTimeout: r.OnTimeout,
+		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved,
 	}
 }
 
@@ -298,5 +325,6 @@ func updateParams(r db.Sandbox, version int64) db.UpdateSandboxParams {
 		Handle: r.Handle, Network: r.Network, Egress: r.Egress, Resources: r.Resources,
 		Metadata: r.Metadata, StartedAt: r.StartedAt, EndsAt: r.EndsAt, EndedAt: r.EndedAt,
 		ListedAt: r.ListedAt, OnTimeout: r.OnTimeout,
+		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved,
 	}
 }

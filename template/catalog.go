@@ -144,17 +144,35 @@ func (c *Catalog) Resolve(ctx context.Context, team identity.TeamID, ref string)
 	if b.Status != Ready {
 		return Template{}, Build{}, fmt.Errorf("the build of template %q is in state %s: %w", ref, b.Status, errdefs.ErrFailedPrecondition)
 	}
-	// Recorded paths are wrong once the data directory has moved.
-	rootfs, err := c.images.Get(b.Rootfs.Digest)
-	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-		return Template{}, Build{}, fmt.Errorf("the image of template %q is missing from %s, build it again with `caisson template build %s`: %w",
-			ref, c.images.Dir(), cmp.Or(first(t.Names), string(t.ID)), errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
+	if b, err = c.located(b, ref, cmp.Or(first(t.Names), string(t.ID))); err != nil {
 		return Template{}, Build{}, err
 	}
-	b.Rootfs = rootfs
 	return t, b, nil
+}
+
+// Build returns one build by its id, also one that is no longer current, for a
+// sandbox that was made of it. Errors are Resolve's.
+func (c *Catalog) Build(ctx context.Context, id BuildID) (Build, error) {
+	b, err := c.store.GetBuild(ctx, id)
+	if err != nil {
+		return Build{}, fmt.Errorf("build %s: %w", id, err)
+	}
+	return c.located(b, string(b.Template), string(b.Template))
+}
+
+// located sets the path of a build's image: recorded ones are wrong once the
+// data directory has moved.
+func (c *Catalog) located(b Build, ref, name string) (Build, error) {
+	rootfs, err := c.images.Get(b.Rootfs.Digest)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		return Build{}, fmt.Errorf("the image of template %q is missing from %s, build it again with `caisson template build %s`: %w",
+			ref, c.images.Dir(), name, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return Build{}, err
+	}
+	b.Rootfs = rootfs
+	return b, nil
 }
 
 func first(names []string) string {

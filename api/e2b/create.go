@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -114,9 +113,15 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.Cr
 			return sandbox.CreateRequest{}, err
 		}
 	}
-	return sandbox.CreateRequest{
+	req := sandbox.CreateRequest{
 		Template: in.TemplateID, Timeout: ttl, Env: in.EnvVars, Metadata: in.Metadata, Network: network,
-	}, nil
+		AutoResume: in.AutoResume != nil && in.AutoResume.Enabled,
+		FilesOnly:  in.AutoPauseMemory != nil && !*in.AutoPauseMemory,
+	}
+	if in.AutoPause != nil && *in.AutoPause {
+		req.OnTimeout = sandbox.OnTimeoutPause
+	}
+	return req, nil
 }
 
 // refuseUnbuilt names the first member that asks for what is not built
@@ -124,6 +129,9 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.Cr
 func refuseUnbuilt(in e2bapi.NewSandbox) error {
 	if in.AutoPauseMemory != nil && !*in.AutoPauseMemory && (in.AutoPause == nil || !*in.AutoPause) {
 		return apierr.Field("autoPauseMemory", "needs autoPause")
+	}
+	if in.AutoPauseMemory != nil && !*in.AutoPauseMemory && in.AutoResume != nil && in.AutoResume.Enabled {
+		return apierr.Field("autoResume", "wakes only what was paused with its memory; leave autoPauseMemory out")
 	}
 	network := e2bapi.NewNetwork{}
 	if in.Network != nil {
@@ -134,8 +142,6 @@ func refuseUnbuilt(in e2bapi.NewSandbox) error {
 		asked bool
 		what  string
 	}{
-		{"autoPause", in.AutoPause != nil && *in.AutoPause, "pausing"},
-		{"autoResume", in.AutoResume != nil && in.AutoResume.Enabled, "resuming on traffic"},
 		{"network.rules", given(network.Rules), "rewriting requests"},
 		{"network.egressProxy", given(network.EgressProxy), "a proxy for outgoing traffic"},
 		{"network.dnsServers", given(network.DnsServers), "choosing name servers"},
@@ -192,45 +198,4 @@ func (s *server) wire(box sandbox.Sandbox) (e2bapi.SandboxJSONResponse, error) {
 		out.TrafficAccessToken = &token
 	}
 	return out, nil
-}
-
-// ConnectSandboxV1 implements e2bapi.StrictServerInterface.
-func (s *server) ConnectSandboxV1(ctx context.Context, r e2bapi.ConnectSandboxV1RequestObject) (e2bapi.ConnectSandboxV1ResponseObject, error) {
-	if r.Body == nil || r.Body.Timeout == nil {
-		return nil, apierr.New(errdefs.ErrInvalidArgument, "validation error: timeout is missing")
-	}
-	out, err := s.connect(ctx, r.Id, r.Body, 0)
-	if err != nil {
-		return nil, err
-	}
-	return e2bapi.ConnectSandboxV1200JSONResponse{SandboxJSONResponse: out}, nil
-}
-
-// ConnectSandbox implements e2bapi.StrictServerInterface.
-func (s *server) ConnectSandbox(ctx context.Context, r e2bapi.ConnectSandboxRequestObject) (e2bapi.ConnectSandboxResponseObject, error) {
-	out, err := s.connect(ctx, r.Id, r.Body, timeoutV2)
-	if err != nil {
-		return nil, err
-	}
-	return e2bapi.ConnectSandbox200JSONResponse{SandboxJSONResponse: out}, nil
-}
-
-func (s *server) connect(ctx context.Context, param string, in *e2bapi.Connect, defaultTimeout int32) (e2bapi.SandboxJSONResponse, error) {
-	id, err := idOf(param)
-	if err != nil {
-		return e2bapi.SandboxJSONResponse{}, err
-	}
-	n := defaultTimeout
-	if in != nil && in.Timeout != nil {
-		n = *in.Timeout
-	}
-	var ttl time.Duration
-	if ttl, err = s.seconds("timeout", n, 0); err != nil {
-		return e2bapi.SandboxJSONResponse{}, err
-	}
-	box, err := s.Sandboxes.Extend(ctx, api.Caller(ctx), id, ttl)
-	if err != nil {
-		return e2bapi.SandboxJSONResponse{}, about(id, err)
-	}
-	return s.wire(box)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -32,6 +33,9 @@ type Sandboxes interface {
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
 	Live(id sandbox.ID) (*sandbox.Live, bool)
+	Dormant(id sandbox.ID) (sandbox.Dormant, bool)
+	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
+	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
 }
 
 // Templates is what this package needs of template.Store.
@@ -98,8 +102,6 @@ func Handler(c Config) http.Handler {
 // what is missing.
 func notBuilt() map[string]string {
 	return map[string]string{
-		"POST /sandboxes/{id}/pause":                "pausing sandboxes",
-		"POST /sandboxes/{id}/resume":               "resuming sandboxes",
 		"POST /sandboxes/{id}/fork":                 "forking sandboxes",
 		"POST /sandboxes/{id}/snapshots":            "snapshots",
 		"GET /snapshots":                            "snapshots",

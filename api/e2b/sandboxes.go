@@ -166,10 +166,12 @@ func (s *server) GetSandbox(ctx context.Context, r e2bapi.GetSandboxRequestObjec
 			DenyOut:            box.Network.DenyOut,
 			MaskRequestHost:    box.Network.MaskRequestHost,
 		},
-		Lifecycle: e2bapi.Lifecycle{OnTimeout: "kill"},
+		Lifecycle: lifecycle(box),
 	}
 	if live, ok := s.Sandboxes.Live(id); ok {
 		out.EnvdAccessToken = live.AgentToken.Reveal()
+	} else if d, ok := s.Sandboxes.Dormant(id); ok {
+		out.EnvdAccessToken = d.AgentToken.Reveal()
 	}
 	return out, nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/secret"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -35,6 +36,8 @@ type Sandboxes interface {
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
 	Live(id sandbox.ID) (*sandbox.Live, bool)
+	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
+	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
 }
 
 // EgressLog reads the egress log; package store implements it. The caller has

@@ -83,6 +83,9 @@ type Sandbox struct {
 	LeaseNode   string
 	LeasedUntil int64
 	Version     int64
+	Lifecycle   string
+	Sealed      string
+	Saved       string
 }
 
 type Team struct {

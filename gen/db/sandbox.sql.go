@@ -133,7 +133,7 @@ func (q *Queries) ExpiredSandboxes(ctx context.Context, arg ExpiredSandboxesPara
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version FROM sandboxes WHERE id = $1
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -164,6 +164,9 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.LeaseNode,
 		&i.LeasedUntil,
 		&i.Version,
+		&i.Lifecycle,
+		&i.Sealed,
+		&i.Saved,
 	)
 	return i, err
 }
@@ -172,11 +175,11 @@ const insertSandbox = `-- name: InsertSandbox :exec
 INSERT INTO sandboxes (
     id, team_id, template_id, alias, name, build_id, state, reason, node, handle,
     network, egress, resources, parent, metadata, created_at, started_at, ends_at,
-    ended_at, listed_at, on_timeout, lease_node, leased_until, version
+    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, lease_node, leased_until, version
 ) VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
     $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, '', 0, 1
+    $19, $20, $21, $22, $23, $24, '', 0, 1
 )
 `
 
@@ -202,6 +205,9 @@ type InsertSandboxParams struct {
 	EndedAt    int64
 	ListedAt   int64
 	OnTimeout  string
+	Lifecycle  string
+	Sealed     string
+	Saved      string
 }
 
 func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) error {
@@ -227,6 +233,9 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) er
 		arg.EndedAt,
 		arg.ListedAt,
 		arg.OnTimeout,
+		arg.Lifecycle,
+		arg.Sealed,
+		arg.Saved,
 	)
 	return err
 }
@@ -235,7 +244,7 @@ const leaseSandbox = `-- name: LeaseSandbox :many
 UPDATE sandboxes SET lease_node = $1, leased_until = $2
 WHERE id = $3 AND state = 'running' AND ends_at <= $4
   AND (lease_node = $1 OR leased_until <= $4)
-RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version
+RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved
 `
 
 type LeaseSandboxParams struct {
@@ -284,6 +293,9 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 			&i.LeaseNode,
 			&i.LeasedUntil,
 			&i.Version,
+			&i.Lifecycle,
+			&i.Sealed,
+			&i.Saved,
 		); err != nil {
 			return nil, err
 		}
@@ -299,7 +311,7 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 }
 
 const listSandboxesAscending = `-- name: ListSandboxesAscending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -375,6 +387,9 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 			&i.LeaseNode,
 			&i.LeasedUntil,
 			&i.Version,
+			&i.Lifecycle,
+			&i.Sealed,
+			&i.Saved,
 		); err != nil {
 			return nil, err
 		}
@@ -390,7 +405,7 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 }
 
 const listSandboxesDescending = `-- name: ListSandboxesDescending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -466,6 +481,9 @@ func (q *Queries) ListSandboxesDescending(ctx context.Context, arg ListSandboxes
 			&i.LeaseNode,
 			&i.LeasedUntil,
 			&i.Version,
+			&i.Lifecycle,
+			&i.Sealed,
+			&i.Saved,
 		); err != nil {
 			return nil, err
 		}
@@ -548,7 +566,7 @@ func (q *Queries) RunningMetadata(ctx context.Context, arg RunningMetadataParams
 }
 
 const unfinishedSandboxes = `-- name: UnfinishedSandboxes :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
 WHERE state IN ('pending', 'running', 'pausing', 'paused', 'resuming', 'killing')
 ORDER BY id
 `
@@ -587,6 +605,9 @@ func (q *Queries) UnfinishedSandboxes(ctx context.Context) ([]Sandbox, error) {
 			&i.LeaseNode,
 			&i.LeasedUntil,
 			&i.Version,
+			&i.Lifecycle,
+			&i.Sealed,
+			&i.Saved,
 		); err != nil {
 			return nil, err
 		}
@@ -606,8 +627,9 @@ UPDATE sandboxes SET
     state = $1, reason = $2, node = $3, handle = $4, network = $5,
     egress = $6, resources = $7, metadata = $8, started_at = $9,
     ends_at = $10, ended_at = $11, listed_at = $12, on_timeout = $13,
+    lifecycle = $14, sealed = $15, saved = $16,
     version = version + 1
-WHERE id = $14 AND version = $15
+WHERE id = $17 AND version = $18
 `
 
 type UpdateSandboxParams struct {
@@ -624,6 +646,9 @@ type UpdateSandboxParams struct {
 	EndedAt   int64
 	ListedAt  int64
 	OnTimeout string
+	Lifecycle string
+	Sealed    string
+	Saved     string
 	ID        string
 	Version   int64
 }
@@ -643,6 +668,9 @@ func (q *Queries) UpdateSandbox(ctx context.Context, arg UpdateSandboxParams) (i
 		arg.EndedAt,
 		arg.ListedAt,
 		arg.OnTimeout,
+		arg.Lifecycle,
+		arg.Sealed,
+		arg.Saved,
 		arg.ID,
 		arg.Version,
 	)

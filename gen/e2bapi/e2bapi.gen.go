@@ -154,9 +154,21 @@ type NewSandbox struct {
 // Opaque A member that is recognised and refused.
 type Opaque = json.RawMessage
 
+// Pause defines model for Pause.
+type Pause struct {
+	Memory *bool `json:"memory,omitempty"`
+}
+
 // Refresh defines model for Refresh.
 type Refresh struct {
 	Duration *int32 `json:"duration,omitempty"`
+}
+
+// Resume defines model for Resume.
+type Resume struct {
+	AutoPause *bool  `json:"autoPause,omitempty"`
+	Memory    *bool  `json:"memory,omitempty"`
+	Timeout   *int32 `json:"timeout,omitempty"`
 }
 
 // Sandbox defines model for Sandbox.
@@ -321,8 +333,16 @@ type ConnectSandboxV1JSONRequestBody = Connect
 // UpdateNetworkJSONRequestBody defines body for UpdateNetwork for application/json ContentType.
 type UpdateNetworkJSONRequestBody = UpdateNetwork
 
+// PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
+type PauseSandboxJSONRequestBody = Pause
+
 // RefreshSandboxJSONRequestBody defines body for RefreshSandbox for application/json ContentType.
 type RefreshSandboxJSONRequestBody = Refresh
+
+// ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
+//
+// Deprecated: this type has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+type ResumeSandboxJSONRequestBody = Resume
 
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody = SetTimeout
@@ -359,9 +379,17 @@ type ServerInterface interface {
 	// UpdateNetwork Replace the egress configuration; omitted members are cleared.
 	// (PUT /sandboxes/{id}/network)
 	UpdateNetwork(w http.ResponseWriter, r *http.Request, id ID)
+	// PauseSandbox Save a sandbox and end its processes; what is saved is complete when this returns.
+	// (POST /sandboxes/{id}/pause)
+	PauseSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// RefreshSandbox Move the end later, never earlier.
 	// (POST /sandboxes/{id}/refreshes)
 	RefreshSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// ResumeSandbox Resume a paused sandbox; 409 when it runs. Use connect.
+	// (POST /sandboxes/{id}/resume)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// SetTimeout Set the end to now plus the timeout; 0 ends it now.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(w http.ResponseWriter, r *http.Request, id ID)
@@ -386,7 +414,7 @@ type ServerInterface interface {
 	// CreateSandbox Create a sandbox that lives 300 seconds unless told otherwise.
 	// (POST /v2/sandboxes)
 	CreateSandbox(w http.ResponseWriter, r *http.Request)
-	// ConnectSandbox Get what is needed to use a running sandbox; its end only ever moves later.
+	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// ListTemplates One page of the team's templates.
@@ -554,6 +582,32 @@ func (siw *ServerInterfaceWrapper) UpdateNetwork(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// PauseSandbox operation middleware
+func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PauseSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // RefreshSandbox operation middleware
 func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -571,6 +625,32 @@ func (siw *ServerInterfaceWrapper) RefreshSandbox(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RefreshSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeSandbox(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1069,6 +1149,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}", wrapper.GetSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/connect", wrapper.ConnectSandboxV1)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v2/sandboxes/{id}/connect", wrapper.ConnectSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/pause", wrapper.PauseSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/timeout", wrapper.SetTimeout)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/refreshes", wrapper.RefreshSandbox)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/network", wrapper.UpdateNetwork)
@@ -1259,6 +1341,20 @@ func (response ConnectSandboxV1200JSONResponse) VisitConnectSandboxV1Response(w 
 	return err
 }
 
+type ConnectSandboxV1201JSONResponse Sandbox
+
+func (response ConnectSandboxV1201JSONResponse) VisitConnectSandboxV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ConnectSandboxV1defaultJSONResponse struct {
 	Body       Error
 	StatusCode int
@@ -1310,6 +1406,40 @@ func (response UpdateNetworkdefaultJSONResponse) VisitUpdateNetworkResponse(w ht
 	return err
 }
 
+type PauseSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *PauseSandboxJSONRequestBody
+}
+
+type PauseSandboxResponseObject interface {
+	VisitPauseSandboxResponse(w http.ResponseWriter) error
+}
+
+type PauseSandbox204Response struct {
+}
+
+func (response PauseSandbox204Response) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type PauseSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response PauseSandboxdefaultJSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RefreshSandboxRequestObject struct {
 	Id   ID `json:"id"`
 	Body *RefreshSandboxJSONRequestBody
@@ -1333,6 +1463,46 @@ type RefreshSandboxdefaultJSONResponse struct {
 }
 
 func (response RefreshSandboxdefaultJSONResponse) VisitRefreshSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *ResumeSandboxJSONRequestBody
+}
+
+type ResumeSandboxResponseObject interface {
+	VisitResumeSandboxResponse(w http.ResponseWriter) error
+}
+
+type ResumeSandbox201JSONResponse struct{ SandboxJSONResponse }
+
+func (response ResumeSandbox201JSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ResumeSandboxdefaultJSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1681,6 +1851,20 @@ func (response ConnectSandbox200JSONResponse) VisitConnectSandboxResponse(w http
 	return err
 }
 
+type ConnectSandbox201JSONResponse Sandbox
+
+func (response ConnectSandbox201JSONResponse) VisitConnectSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ConnectSandboxdefaultJSONResponse struct {
 	Body       Error
 	StatusCode int
@@ -1773,9 +1957,17 @@ type StrictServerInterface interface {
 	// UpdateNetwork Replace the egress configuration; omitted members are cleared.
 	// (PUT /sandboxes/{id}/network)
 	UpdateNetwork(ctx context.Context, request UpdateNetworkRequestObject) (UpdateNetworkResponseObject, error)
+	// PauseSandbox Save a sandbox and end its processes; what is saved is complete when this returns.
+	// (POST /sandboxes/{id}/pause)
+	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
 	// RefreshSandbox Move the end later, never earlier.
 	// (POST /sandboxes/{id}/refreshes)
 	RefreshSandbox(ctx context.Context, request RefreshSandboxRequestObject) (RefreshSandboxResponseObject, error)
+	// ResumeSandbox Resume a paused sandbox; 409 when it runs. Use connect.
+	// (POST /sandboxes/{id}/resume)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
 	// SetTimeout Set the end to now plus the timeout; 0 ends it now.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(ctx context.Context, request SetTimeoutRequestObject) (SetTimeoutResponseObject, error)
@@ -1800,7 +1992,7 @@ type StrictServerInterface interface {
 	// CreateSandbox Create a sandbox that lives 300 seconds unless told otherwise.
 	// (POST /v2/sandboxes)
 	CreateSandbox(ctx context.Context, request CreateSandboxRequestObject) (CreateSandboxResponseObject, error)
-	// ConnectSandbox Get what is needed to use a running sandbox; its end only ever moves later.
+	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(ctx context.Context, request ConnectSandboxRequestObject) (ConnectSandboxResponseObject, error)
 	// ListTemplates One page of the team's templates.
@@ -2025,6 +2217,42 @@ func (sh *strictHandler) UpdateNetwork(w http.ResponseWriter, r *http.Request, i
 	}
 }
 
+// PauseSandbox operation middleware
+func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request PauseSandboxRequestObject
+
+	request.Id = id
+
+	var body PauseSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PauseSandbox(ctx, request.(PauseSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PauseSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PauseSandboxResponseObject); ok {
+		if err := validResponse.VisitPauseSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // RefreshSandbox operation middleware
 func (sh *strictHandler) RefreshSandbox(w http.ResponseWriter, r *http.Request, id ID) {
 	var request RefreshSandboxRequestObject
@@ -2054,6 +2282,42 @@ func (sh *strictHandler) RefreshSandbox(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(RefreshSandboxResponseObject); ok {
 		if err := validResponse.VisitRefreshSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ResumeSandbox operation middleware
+func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request ResumeSandboxRequestObject
+
+	request.Id = id
+
+	var body ResumeSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ResumeSandbox(ctx, request.(ResumeSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResumeSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ResumeSandboxResponseObject); ok {
+		if err := validResponse.VisitResumeSandboxResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

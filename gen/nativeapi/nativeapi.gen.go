@@ -377,6 +377,12 @@ type Network struct {
 	PrivateTraffic bool `json:"privateTraffic,omitempty"`
 }
 
+// PauseSandbox defines model for PauseSandbox.
+type PauseSandbox struct {
+	// FilesOnly Keep the files and not the memory; processes start anew.
+	FilesOnly bool `json:"filesOnly,omitempty"`
+}
+
 // Provider defines model for Provider.
 type Provider struct {
 	Default        bool `json:"default"`
@@ -400,6 +406,12 @@ type Resources struct {
 	DiskMiB   int64 `json:"diskMiB,omitempty"`
 	MemoryMiB int64 `json:"memoryMiB,omitempty"`
 	Processes int64 `json:"processes,omitempty"`
+}
+
+// ResumeSandbox defines model for ResumeSandbox.
+type ResumeSandbox struct {
+	// TimeoutSeconds Life from now; 300 when left out.
+	TimeoutSeconds *int64 `json:"timeoutSeconds,omitempty"`
 }
 
 // Sandbox defines model for Sandbox.
@@ -555,6 +567,12 @@ type CreateSandboxJSONRequestBody = CreateSandbox
 // PutNetworkJSONRequestBody defines body for PutNetwork for application/json ContentType.
 type PutNetworkJSONRequestBody = PutNetwork
 
+// PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
+type PauseSandboxJSONRequestBody = PauseSandbox
+
+// ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
+type ResumeSandboxJSONRequestBody = ResumeSandbox
+
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody = SetTimeout
 
@@ -599,6 +617,12 @@ type ServerInterface interface {
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
+	// PauseSandbox Save a running sandbox and end its processes. What is saved is complete when this answers.
+	// (POST /sandboxes/{id}/pause)
+	PauseSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
+	// (POST /sandboxes/{id}/resume)
+	ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// SetTimeout Move the end of a running sandbox to now plus a timeout.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(w http.ResponseWriter, r *http.Request, id ID)
@@ -1050,6 +1074,58 @@ func (siw *ServerInterfaceWrapper) PutNetwork(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// PauseSandbox operation middleware
+func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PauseSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ResumeSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ResumeSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // SetTimeout operation middleware
 func (siw *ServerInterfaceWrapper) SetTimeout(w http.ResponseWriter, r *http.Request) {
 
@@ -1257,6 +1333,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/sandboxes/{id}", wrapper.DeleteSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}", wrapper.GetSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/timeout", wrapper.SetTimeout)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/pause", wrapper.PauseSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/network", wrapper.PutNetwork)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/egress", wrapper.ListFlows)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/events", wrapper.ListEvents)
@@ -1858,6 +1936,86 @@ func (response PutNetworkdefaultJSONResponse) VisitPutNetworkResponse(w http.Res
 	return err
 }
 
+type PauseSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *PauseSandboxJSONRequestBody
+}
+
+type PauseSandboxResponseObject interface {
+	VisitPauseSandboxResponse(w http.ResponseWriter) error
+}
+
+type PauseSandbox200JSONResponse Sandbox
+
+func (response PauseSandbox200JSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response PauseSandboxdefaultJSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *ResumeSandboxJSONRequestBody
+}
+
+type ResumeSandboxResponseObject interface {
+	VisitResumeSandboxResponse(w http.ResponseWriter) error
+}
+
+type ResumeSandbox200JSONResponse Sandbox
+
+func (response ResumeSandbox200JSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ResumeSandboxdefaultJSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type SetTimeoutRequestObject struct {
 	Id   ID `json:"id"`
 	Body *SetTimeoutJSONRequestBody
@@ -2048,6 +2206,12 @@ type StrictServerInterface interface {
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(ctx context.Context, request PutNetworkRequestObject) (PutNetworkResponseObject, error)
+	// PauseSandbox Save a running sandbox and end its processes. What is saved is complete when this answers.
+	// (POST /sandboxes/{id}/pause)
+	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
+	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
+	// (POST /sandboxes/{id}/resume)
+	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
 	// SetTimeout Move the end of a running sandbox to now plus a timeout.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(ctx context.Context, request SetTimeoutRequestObject) (SetTimeoutResponseObject, error)
@@ -2452,6 +2616,78 @@ func (sh *strictHandler) PutNetwork(w http.ResponseWriter, r *http.Request, id I
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(PutNetworkResponseObject); ok {
 		if err := validResponse.VisitPutNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PauseSandbox operation middleware
+func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request PauseSandboxRequestObject
+
+	request.Id = id
+
+	var body PauseSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PauseSandbox(ctx, request.(PauseSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PauseSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PauseSandboxResponseObject); ok {
+		if err := validResponse.VisitPauseSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ResumeSandbox operation middleware
+func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request ResumeSandboxRequestObject
+
+	request.Id = id
+
+	var body ResumeSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ResumeSandbox(ctx, request.(ResumeSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResumeSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ResumeSandboxResponseObject); ok {
+		if err := validResponse.VisitResumeSandboxResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

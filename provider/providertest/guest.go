@@ -1,7 +1,6 @@
 package providertest
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
@@ -73,22 +72,11 @@ func BuildRootfs(t testing.TB) image.Rootfs {
 	return image.Rootfs{Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Path: f.Name(), SizeBytes: stats.ImageBytes}
 }
 
-// dirVault keeps snapshots in a directory.
-type dirVault string
-
-var _ snapshot.Vault = dirVault("")
-
-func (v dirVault) Dir(_ context.Context, id snapshot.ID) (string, error) {
-	dir := filepath.Join(string(v), string(id))
-	return dir, os.MkdirAll(dir, 0o700)
-}
-
-func (v dirVault) Delete(_ context.Context, id snapshot.ID) error {
-	return os.RemoveAll(filepath.Join(string(v), string(id)))
-}
-
-func (dirVault) Export(context.Context, snapshot.ID, io.Writer) error { return fs.ErrInvalid }
-
-func (dirVault) Import(context.Context, io.Reader) (snapshot.Artifact, error) {
-	return snapshot.Artifact{}, fs.ErrInvalid
+func newVault(t *testing.T) *snapshot.Local {
+	t.Helper()
+	v, err := snapshot.NewLocal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }

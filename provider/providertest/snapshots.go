@@ -46,7 +46,7 @@ func (s *suite) restore(t *testing.T, p provider.Provider, spec provider.Spec, a
 func (s *suite) snapshotMemory(t *testing.T) {
 	p := s.new(t)
 	s.needSnapshot(t, p, snapshot.Memory)
-	v := dirVault(t.TempDir())
+	v := newVault(t)
 	b := s.create(t, p, s.spec())
 	c := s.agent(t, b)
 	s.background(t, c, "serve", "0.0.0.0:8000")
@@ -95,7 +95,7 @@ func (s *suite) snapshotMemory(t *testing.T) {
 func (s *suite) snapshotFilesystem(t *testing.T) {
 	p := s.new(t)
 	s.needSnapshot(t, p, snapshot.Filesystem)
-	v := dirVault(t.TempDir())
+	v := newVault(t)
 	b := s.create(t, p, s.spec())
 	c := s.agent(t, b)
 	s.tool(t, c, "put", "/root/file", "saved")
@@ -118,7 +118,7 @@ func (s *suite) snapshotFilesystem(t *testing.T) {
 func (s *suite) snapshotMisfits(t *testing.T) {
 	p := s.new(t)
 	s.needSnapshot(t, p, snapshot.Memory)
-	v := dirVault(t.TempDir())
+	v := newVault(t)
 	b := s.create(t, p, s.spec())
 	a := s.save(t, b, snapshot.Memory, v)
 	otherABI, otherImage := a, a

@@ -1,0 +1,110 @@
+package sandbox_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
+)
+
+// vault is a directory of artifacts; it outlives processes.
+type vault struct {
+	mu  sync.Mutex
+	has map[snapshot.ID]time.Time
+}
+
+func (v *vault) ids() []snapshot.ID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(maps.Keys(v.has))
+}
+
+type faultyVault struct {
+	v *vault
+	p *process
+}
+
+func (f faultyVault) Dir(_ context.Context, id snapshot.ID) (string, error) {
+	if f.p.dead.Load() {
+		return "", errDead
+	}
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	if _, ok := f.v.has[id]; !ok {
+		f.v.has[id] = time.Now()
+	}
+	return "/vault/" + string(id), nil
+}
+
+func (f faultyVault) Sync(context.Context, snapshot.ID) error { return f.p.step("sync") }
+
+func (f faultyVault) List(context.Context) ([]snapshot.Stored, error) {
+	if f.p.dead.Load() {
+		return nil, errDead
+	}
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	var all []snapshot.Stored
+	for id, at := range f.v.has {
+		all = append(all, snapshot.Stored{ID: id, ChangedAt: at})
+	}
+	return all, nil
+}
+
+func (f faultyVault) Delete(_ context.Context, id snapshot.ID) error {
+	if err := f.p.step("delete"); err != nil {
+		return err
+	}
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	delete(f.v.has, id)
+	return nil
+}
+
+func (faultyVault) Export(context.Context, snapshot.Artifact, io.Writer) error {
+	return errors.ErrUnsupported
+}
+
+// Snapshot implements provider.Snapshotter.
+func (o *openBox) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (snapshot.Artifact, error) {
+	a := snapshot.Artifact{ID: snapshot.ID(strings.ToLower(rand.Text())), Kind: k, SizeBytes: 1}
+	o.host.mu.Lock()
+	hook := o.host.saving
+	o.host.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, o.spec); err != nil {
+			return a, err
+		}
+	}
+	if err := o.p.step("snapshot"); err != nil {
+		return a, err
+	}
+	o.host.mu.Lock()
+	o.init.AccessToken = "" // as the agent forgets it
+	o.host.mu.Unlock()
+	_, err := v.Dir(ctx, a.ID)
+	return a, err
+}
+
+// Restore implements provider.Restorer.
+func (f faultyProvider) Restore(ctx context.Context, spec provider.Spec, a snapshot.Artifact, v snapshot.Vault) (provider.Box, error) {
+	if err := f.p.step("restore"); err != nil {
+		return nil, err
+	}
+	stored, err := v.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(stored, func(s snapshot.Stored) bool { return s.ID == a.ID }) {
+		return nil, errors.New("there is no such artifact")
+	}
+	return f.Create(ctx, spec)
+}

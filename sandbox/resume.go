@@ -1,0 +1,309 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/caisson-dev/caisson/audit"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/internal/undo"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/secret"
+	"github.com/caisson-dev/caisson/snapshot"
+	"github.com/containerd/errdefs"
+)
+
+// Dormant is what the data plane needs of a paused sandbox that traffic may
+// wake, to judge that traffic.
+type Dormant struct {
+	Team           identity.TeamID
+	AgentToken     secret.Value
+	TrafficToken   secret.Value
+	PrivateTraffic bool
+}
+
+// Connect makes sure that a sandbox runs and lives at least ttl from now: a
+// running one is extended, never shortened; a paused one is resumed, which
+// resumed tells. Calls at the same time share one resume.
+func (m *Manager) Connect(ctx context.Context, who identity.Principal, id ID, ttl time.Duration) (_ Sandbox, resumed bool, err error) {
+	if err := checkTimeout(ttl, m.cfg.MaxTimeout); err != nil {
+		return Sandbox{}, false, err
+	}
+	for {
+		e, err := m.find(ctx, who, id)
+		if errors.As(err, new(pausedError)) {
+			sb, err := m.resume(ctx, who, id, ttl)
+			if errors.Is(err, errOvertaken) {
+				resumed = true
+				continue
+			}
+			return sb, err == nil, err
+		}
+		if err != nil {
+			return Sandbox{}, false, err
+		}
+		m.mu.RLock()
+		was := e.phase
+		m.mu.RUnlock()
+		wait := e.ready
+		switch was {
+		case live:
+			sb, err := m.setEnd(ctx, who, e, ttl, true)
+			if errdefs.IsNotFound(err) && ctx.Err() == nil && m.phaseOf(e) == pausing {
+				continue
+			}
+			return sb, resumed, err
+		case starting:
+		case pausing:
+			wait = e.done
+		default:
+			return Sandbox{}, false, fmt.Errorf("sandbox %q is being killed: %w", id, errdefs.ErrConflict)
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return Sandbox{}, false, context.Cause(ctx)
+		}
+	}
+}
+
+func (m *Manager) phaseOf(e *entry) phase {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return e.phase
+}
+
+// errOvertaken says that somebody else resumes, or has resumed, the sandbox.
+var errOvertaken = errors.New("overtaken")
+
+// resume brings a paused sandbox back. On an error it is paused still.
+func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl time.Duration) (Sandbox, error) {
+	if m.tasks.ended() {
+		return Sandbox{}, fmt.Errorf("server is shutting down: %w", errdefs.ErrUnavailable)
+	}
+	if ttl <= 0 {
+		return Sandbox{}, apierr.Field("timeout", "must be more than 0 to resume a paused sandbox")
+	}
+	began := time.Now()
+	// It goes on when this caller goes away: others may wait for it.
+	ctx, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abort(nil)
+	sb, err := m.deps.Store.Get(ctx, id)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	e := newEntry(id, sb.Team, abort)
+	m.mu.Lock()
+	if m.entries[id] != nil {
+		m.mu.Unlock()
+		return Sandbox{}, errOvertaken
+	}
+	m.entries[id] = e
+	m.mu.Unlock()
+
+	r := &revival{who: who, ttl: ttl, entry: e}
+	box, err := m.revive(ctx, r)
+	if err == nil {
+		if m.publish(e, box, r.sb) {
+			m.watch(e, box)
+			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+			r.undo.Done()
+			m.mu.Lock()
+			delete(m.dormant, id)
+			m.mu.Unlock()
+			m.deleteArtifact(ctx, r.artifact.ID)
+			took := time.Since(began)
+			m.log.InfoContext(ctx, "sandbox resumed", slog.String("sandbox", string(id)), slog.Duration("took", took))
+			if f := m.deps.Metrics.Resumed; f != nil {
+				f(took)
+			}
+			return r.sb, nil
+		}
+		err = errAborted
+	}
+	return Sandbox{}, m.unrevive(ctx, r, err)
+}
+
+// revival is one resume under way.
+type revival struct {
+	who      identity.Principal
+	ttl      time.Duration
+	entry    *entry
+	sb       Sandbox
+	artifact snapshot.Artifact
+	undo     undo.Stack
+	admitted bool
+}
+
+func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.CreateTimeout,
+		fmt.Errorf("sandbox did not resume within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
+	defer cancel()
+	id := r.entry.id
+	restorer, ok := m.deps.Provider.(provider.Restorer)
+	if !ok || m.deps.Vault == nil {
+		return nil, fmt.Errorf("provider %s cannot resume: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
+	}
+	sb, err := m.deps.Store.Admit(ctx, id, m.cfg.MaxPerTeam, func(s *Sandbox) (audit.Event, error) {
+		if s.State != Paused || s.Saved == nil {
+			return audit.Event{}, errOvertaken
+		}
+		s.State = Resuming
+		return audit.Event{Type: "sandbox.resuming", Actor: r.who.KeyID}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.sb, r.artifact, r.admitted = sb, *sb.Saved, true
+	build, err := m.deps.Templates.Build(ctx, sb.Build)
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("template of the paused sandbox: %w", err))
+	}
+	select {
+	case m.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-m.slots }()
+
+	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
+	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("attach egress: %w", err))
+	}
+	spec := m.spec(sb, build, att)
+	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
+	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("restore box: %w", err))
+	}
+	r.undo.Add(box.Destroy)
+	if err := m.initAgent(ctx, sb, box); err != nil {
+		return nil, err
+	}
+	now := clock()
+	r.sb, err = m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
+		s.State, s.Handle, s.Saved = Running, box.Handle(), nil
+		s.StartedAt, s.EndsAt = now, now.Add(r.ttl)
+		return audit.Event{Type: "sandbox.resumed", At: now, Actor: r.who.KeyID, Fields: map[string]string{
+			"kind": string(r.artifact.Kind),
+		}}, nil
+	})
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
+	}
+	return box, nil
+}
+
+// unrevive takes a failed resume back and returns the error to show. Unless it
+// was killed meanwhile, the sandbox is Paused again.
+func (m *Manager) unrevive(ctx context.Context, r *revival, first error) error {
+	e := r.entry
+	m.mu.Lock()
+	killed, why, by := e.why != "", e.why, e.by
+	m.markGone(e)
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+	defer cancel()
+	if err := r.undo.Run(ctx); err != nil {
+		m.log.ErrorContext(ctx, "failed resume could not be undone; will retry", slog.String("sandbox", string(e.id)), slog.Any("error", err))
+	}
+	var err error
+	switch {
+	case killed:
+		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.admitted {
+			m.deleteArtifact(ctx, r.artifact.ID)
+		}
+		first = notFound(e.id)
+	case r.admitted:
+		err = m.recordPaused(ctx, e.id, reasonText(e.id, "resume", first))
+	}
+	if err != nil {
+		m.log.ErrorContext(ctx, "failed resume could not be recorded; will retry", slog.String("sandbox", string(e.id)), slog.Any("error", err))
+	}
+	if !errors.Is(first, errOvertaken) {
+		m.log.WarnContext(ctx, "sandbox was not resumed", slog.String("sandbox", string(e.id)), slog.Any("error", first))
+	}
+	m.forget(e)
+	return first
+}
+
+// recordPaused takes a Resuming record back to Paused, its artifact as it was.
+func (m *Manager) recordPaused(ctx context.Context, id ID, why string) error {
+	_, err := m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
+		if s.State != Resuming {
+			return audit.Event{}, errEnded
+		}
+		s.State = Paused
+		return audit.Event{Type: "sandbox.resume_failed", Actor: "system", Reason: why}, nil
+	})
+	if errors.Is(err, errEnded) {
+		return nil
+	}
+	return err
+}
+
+// noteDormant remembers a Paused record that traffic may wake: it must have been
+// saved with its memory.
+func (m *Manager) noteDormant(sb Sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sb.State != Paused || !sb.Lifecycle.AutoResume || sb.Saved == nil || sb.Saved.Kind != snapshot.Memory {
+		delete(m.dormant, sb.ID)
+		return
+	}
+	m.dormant[sb.ID] = Dormant{
+		Team:           sb.Team,
+		AgentToken:     m.deps.Seed.AgentToken(string(sb.ID)),
+		TrafficToken:   m.deps.Seed.TrafficToken(string(sb.ID)),
+		PrivateTraffic: sb.Network.PrivateTraffic,
+	}
+}
+
+// Dormant finds, in memory, a sandbox that is paused and may be woken.
+func (m *Manager) Dormant(id ID) (Dormant, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	d, ok := m.dormant[id]
+	return d, ok
+}
+
+// Transit returns a channel that is closed when a sandbox that is being paused,
+// resumed or taken over is so no longer; nil when it is not.
+func (m *Manager) Transit(id ID) <-chan struct{} {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	e := m.entries[id]
+	switch {
+	case e == nil:
+		return nil
+	case e.phase == pausing:
+		return e.done
+	case e.phase == starting:
+		return e.ready
+	}
+	return nil
+}
+
+// Wake resumes a dormant sandbox for traffic that was judged already, and
+// returns when it runs. Its new life is the timeout of its create, at least
+// MinResume.
+func (m *Manager) Wake(ctx context.Context, id ID) (*Live, error) {
+	sb, err := m.deps.Store.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	ttl := min(max(sb.Lifecycle.Timeout, MinResume), m.cfg.MaxTimeout)
+	if _, _, err := m.Connect(ctx, identity.System, id, ttl); err != nil {
+		return nil, err
+	}
+	l, ok := m.Live(id)
+	if !ok {
+		return nil, notFound(id)
+	}
+	return l, nil
+}

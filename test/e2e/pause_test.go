@@ -1,0 +1,149 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caisson-dev/caisson/internal/testenv"
+)
+
+// counting starts a job that counts in /tmp/n and prints its pid.
+const counting = `(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!`
+
+// grows says whether the job of that pid still counts.
+func grows(pid string) string {
+	return fmt.Sprintf(`kill -0 %s && a=$(cat /tmp/n) && sleep 0.3 && b=$(cat /tmp/n) && [ "$b" -gt "$a" ] && echo counts`, strings.TrimSpace(pid))
+}
+
+func TestPauseKeepsEverything(t *testing.T) {
+	t.Parallel()
+	s := own(t)
+	b := create(t, s, map[string]any{"envVars": map[string]string{"GREETING": "hello"}})
+	pid := sh(t, s, b, "echo kept > /home/user/f; echo kept > /tmp/f; "+counting).Stdout
+
+	if err := s.API(t.Context(), http.MethodPost, "/sandboxes/"+b.ID+"/pause", nil, nil); err != nil {
+		t.Fatalf("pause: %v", err)
+	}
+	if n := boxes(t, s); n != 0 {
+		t.Errorf("a paused sandbox has something of %d boxes on the host", n)
+	}
+	if left := processesOf(t, s, b.ID); len(left) != 0 {
+		t.Errorf("a paused sandbox has processes %v", left)
+	}
+	// Nobody can reach it, and a server that was killed still has it.
+	if resp, err := s.Agent(t.Context(), b, http.MethodGet, "/health", "", nil); err != nil || resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("a paused sandbox answers %v, %v", resp, err)
+	}
+	s.Kill9()
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	connect(t, s, b.ID)
+	got := sh(t, s, b, "cat /home/user/f /tmp/f; echo $GREETING; "+grows(pid))
+	if want := "kept\nkept\nhello\ncounts\n"; got.Stdout != want {
+		t.Errorf("after resume %q, want %q", got.Stdout, want)
+	}
+	if drift := sh(t, s, b, "date +%s").Stdout; drift != "" {
+		var at int64
+		if _, err := sscan(drift, &at); err != nil || time.Since(time.Unix(at, 0)).Abs() > 5*time.Second {
+			t.Errorf("the clock is at %s (%v)", drift, err)
+		}
+	}
+	if r := sh(t, s, b, "curl -sS -m 3 http://allowed.test/ 2>&1 || echo denied"); !strings.Contains(r.Stdout, "denied") {
+		t.Errorf("egress after resume: %q", r.Stdout)
+	}
+	if err := s.Kill(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, 5*time.Second, "the box to be gone", func() bool { return boxes(t, s) == 0 })
+}
+
+func connect(t *testing.T, s *testenv.Server, id string) {
+	t.Helper()
+	if err := s.API(t.Context(), http.MethodPost, "/v2/sandboxes/"+id+"/connect", map[string]any{"timeout": 300}, nil); err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+}
+
+func TestPauseFilesOnly(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared, map[string]any{"envVars": map[string]string{"GREETING": "hello"}})
+	pid := strings.TrimSpace(sh(t, shared, b, "echo kept > /home/user/f; sync; "+counting).Stdout)
+	err := shared.API(t.Context(), http.MethodPost, "/sandboxes/"+b.ID+"/pause", map[string]any{"memory": false}, nil)
+	if err != nil {
+		t.Fatalf("pause: %v", err)
+	}
+	connect(t, shared, b.ID)
+	got := sh(t, shared, b, "cat /home/user/f; echo $GREETING; pgrep -f /tmp/n || kill -0 "+pid+" 2>/dev/null || echo fresh")
+	if want := "kept\nhello\nfresh\n"; got.Stdout != want {
+		t.Errorf("after resume %q, want %q", got.Stdout, want)
+	}
+}
+
+// Traffic wakes a sandbox that wants it, with its token and not without; many
+// requests at once resume it once.
+func TestTrafficWakes(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared, map[string]any{"autoPause": true, "autoResume": map[string]any{"enabled": true}})
+	pid := sh(t, shared, b, counting).Stdout
+	if err := shared.API(t.Context(), http.MethodPost, "/sandboxes/"+b.ID+"/pause", nil, nil); err != nil {
+		t.Fatalf("pause: %v", err)
+	}
+	stranger := b
+	stranger.Token = "wrong"
+	resp, err := shared.Agent(t.Context(), stranger, http.MethodGet, "/health", "", nil)
+	if err != nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a request without the token got %v, %v, want 403", resp, err)
+	}
+	var detail struct{ State string }
+	if err := shared.API(t.Context(), http.MethodGet, "/sandboxes/"+b.ID, nil, &detail); err != nil || detail.State != "paused" {
+		t.Fatalf("after that it is %s (%v), want paused", detail.State, err)
+	}
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			if r := sh(t, shared, b, grows(pid)); r.Stdout != "counts\n" {
+				t.Errorf("after waking: %+v", r)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A sandbox that grows is paused and resumed again and again; nothing is lost.
+func TestPauseCycles(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared, nil)
+	pid := sh(t, shared, b, counting).Stdout
+	const cycles = 15
+	for i := range cycles {
+		sh(t, shared, b, fmt.Sprintf("head -c 300000 /dev/urandom > /home/user/r%d; (cd /home/user; sha256sum r%d >> sums); echo %d >> /home/user/log", i, i, i))
+		if err := shared.API(t.Context(), http.MethodPost, "/sandboxes/"+b.ID+"/pause", nil, nil); err != nil {
+			t.Fatalf("pause %d: %v", i, err)
+		}
+		connect(t, shared, b.ID)
+	}
+	got := sh(t, shared, b, "cd /home/user && sha256sum -c --quiet sums && wc -l < log; "+grows(pid))
+	if want := fmt.Sprintf("%d\ncounts\n", cycles); got.Stdout != want {
+		t.Errorf("after %d cycles %+v, want %q", cycles, got, want)
+	}
+}
+
+func TestPauseOnTimeout(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared, map[string]any{"timeout": 2, "autoPause": true})
+	sh(t, shared, b, "echo kept > /tmp/f")
+	var detail struct{ State string }
+	waitFor(t, 10*time.Second, "the sandbox to be paused", func() bool {
+		err := shared.API(t.Context(), http.MethodGet, "/sandboxes/"+b.ID, nil, &detail)
+		return err == nil && detail.State == "paused"
+	})
+	connect(t, shared, b.ID)
+	if got := sh(t, shared, b, "cat /tmp/f"); got.Stdout != "kept\n" {
+		t.Errorf("after resume %+v", got)
+	}
+}
