@@ -19,6 +19,7 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/internal/clientaddr"
 	"github.com/caisson-dev/caisson/telemetry"
+	"github.com/caisson-dev/caisson/template"
 )
 
 // MaxBody is the most a request body may hold, in bytes.
@@ -71,7 +72,7 @@ func Handler(c Config) http.Handler {
 func (c Config) health(w http.ResponseWriter, r *http.Request) {
 	if err := c.Health(r.Context()); err != nil {
 		p := apierr.Describe(err, telemetry.RequestID(r.Context()))
-		message := err.Error()
+		message := apierr.Text(err)
 		if e, ok := err.(*apierr.Error); ok { //nolint:errorlint // only a deliberate public text replaces the reason
 			message = e.Message
 		}
@@ -182,4 +183,13 @@ func TooFast(q identity.Quota, what string) error {
 	e := apierr.New(errdefs.ErrResourceExhausted, "%s: retry after %d second(s)", what, int64(q.RetryAfter/time.Second))
 	e.RetryAfter = q.RetryAfter
 	return e
+}
+
+// NoTemplate is the error of a reference to a template that there is not, for
+// this caller. A missing base template was never built.
+func NoTemplate(ref string) *apierr.Error {
+	if ref == template.BaseName {
+		return apierr.New(errdefs.ErrNotFound, "template %q is not built: run \"caisson init\" on the server, with its --data", ref).WithCode("template_not_found")
+	}
+	return apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", Clip(ref)).WithCode("template_not_found")
 }

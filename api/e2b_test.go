@@ -161,6 +161,9 @@ func TestRefusedCreates(t *testing.T) {
 		{"unknown template", base("templateID", "nosuch"), 404, "nosuch"},
 		{"unknown tag", base("templateID", "nosuch:v1"), 404, "nosuch:v1"},
 		{"timeout of a wrong type", base("timeout", "soon"), 400, "timeout"},
+		{"timeout not whole", base("timeout", 1.5), 400, "timeout: must be a whole number of at most 2147483647, is 1.5"},
+		{"no JSON", "nonsense", 400, "not valid JSON: it goes wrong at byte 2"},
+		{"autoPause of a wrong type", base("autoPause", "x"), 400, "autoPause: must be true or false, is a string"},
 		{"timeout zero", base("timeout", 0), 400, "timeout"},
 		{"timeout negative", base("timeout", -5), 400, "timeout"},
 		{"timeout above the maximum", base("timeout", 3601), 400, "3600"},
@@ -188,7 +191,10 @@ func TestRefusedCreates(t *testing.T) {
 		}
 	}
 	r := s.call(t, "POST", "/v2/sandboxes", base("metadata", map[string]string{"big": strings.Repeat("x", 17<<20)}))
-	r.wants(t, "oversize", 400, "larger than")
+	r.wants(t, "oversize", 413, "larger than 16 MiB")
+	if !strings.Contains(r.text, `"error_code":"body_too_large"`) {
+		t.Errorf("oversize answered %s", r.text)
+	}
 	var list []any
 	s.call(t, "GET", "/v2/sandboxes", nil).into(t, &list)
 	if len(list) != 0 {
@@ -477,5 +483,26 @@ func TestCORS(t *testing.T) {
 	r := s.call(t, "GET", "/v2/sandboxes", nil)
 	if !strings.Contains(r.header.Get("Access-Control-Expose-Headers"), "X-Next-Token") || r.header.Get("X-Request-Id") == "" {
 		t.Errorf("headers = %v", r.header)
+	}
+}
+
+func TestRefusedParameters(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	c := s.create(t, nil)
+	egress := "/native/v1/sandboxes/" + c.SandboxID + "/egress"
+	for path, text := range map[string]string{
+		"/v2/sandboxes?limit=x":                    `limit: must be a whole number, is "x"`,
+		"/v2/sandboxes?limit=99999999999":          "limit: is too large a number",
+		"/v2/sandboxes?limit=99999999999999999999": "limit: is too large a number",
+		"/v2/sandboxes?limit=1&limit=2":            "limit: is given 2 times",
+		"/v2/sandboxes?nextToken=zz":               "nextToken: is not one that this listing gave",
+		"/v2/templates?limit=abc":                  `limit: must be a whole number, is "abc"`,
+		"/native/v1/sandboxes?limit=x":             `limit: must be a whole number, is "x"`,
+		"/native/v1/sandboxes?nextToken=zz":        "nextToken: is not one that this listing gave",
+		egress + "?after=x":                        `after: must be a whole number, is "x"`,
+		egress + "?follow=maybe":                   `follow: must be true or false, is "maybe"`,
+	} {
+		s.call(t, "GET", path, nil).wants(t, path, 400, text)
 	}
 }

@@ -113,17 +113,29 @@ func TestNativeRefusals(t *testing.T) {
 		{"/sandboxes", map[string]any{"network": map[string]any{"denyOut": []string{"x.example"}}}, 400, "denyOut"},
 		{"/sandboxes", map[string]any{"name": "a\x1bb"}, 400, "name"},
 		{"/sandboxes", map[string]any{"resources": map[string]any{"memoryMiB": -1}}, 400, "memoryMiB"},
+		{"/sandboxes", map[string]any{"template": "a b"}, 400, `template: "a b" is not [namespace/]name[:tag]`},
+		{"/sandboxes", map[string]any{"network": map[string]any{"maskRequestHost": "a b"}}, 400, "network.maskRequestHost"},
+		{"/sandboxes", map[string]any{"metadata": map[string]string{"big": strings.Repeat("x", 17<<20)}}, 413, "larger than 16 MiB"},
+		{"/sandboxes", []int{1}, 400, "body: must be an object, is an array"},
+		{"/keys", map[string]any{"name": strings.Repeat("x", 200)}, 400, "name: must be printable text of at most 128 bytes"},
 		{"/keys", map[string]any{}, 400, "name"},
 		{"/keys", map[string]any{"name": "x", "team": "other"}, 403, "team"},
 		{"/egress/check", map[string]any{"host": "x.example", "port": 0}, 400, "port"},
 		{"/egress/check", map[string]any{"host": "x y", "port": 1}, 400, "host"},
 	} {
 		r := s.call(t, "POST", "/native/v1"+tc.path, tc.body)
-		r.wants(t, fmt.Sprint(tc.path, tc.body), tc.status, tc.text)
+		r.wants(t, fmt.Sprintf("%s %.100v", tc.path, tc.body), tc.status, tc.text)
 		if !strings.Contains(r.text, "requestID") {
 			t.Errorf("%s: no request id in %s", tc.path, r.text)
 		}
 	}
+	for _, name := range []string{"nosuch", "a%20b"} {
+		s.call(t, "DELETE", "/native/v1/templates/"+name, nil).wants(t, "delete template", 404, "doesn't exist")
+	}
+	// A timeout that is left out must not end the sandbox.
+	c := s.create(t, nil)
+	s.call(t, "POST", "/native/v1"+c.path("/timeout"), map[string]any{}).wants(t, "no timeout", 400, "timeoutSeconds: must be given")
+	s.call(t, "GET", c.path(""), nil).wants(t, "after it", 200, "")
 }
 
 func TestStatusSpecAndCheck(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"charm.land/fang/v2"
@@ -80,7 +81,13 @@ type Ready struct {
 	NewKey secret.Value
 	// CAFile is the certificate of the self-signed authority, or empty.
 	CAFile string
+	// Problem is why no sandbox can be created yet, ErrNoTemplate for one;
+	// nil when all is well.
+	Problem error
 }
+
+// ErrNoTemplate is the problem of a data directory that was never prepared.
+var ErrNoTemplate = errors.New("no template is built: run \"caisson init\" with the same --data")
 
 // TemplateBuild asks for a build.
 type TemplateBuild struct {
@@ -182,7 +189,24 @@ caisson run --data ./data -- python3 -c 'print(6 * 7)'`,
 		root.AddCommand(c)
 	}
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Args, completion.RunE = knownShell, showHelp
+	}
 	return root
+}
+
+// knownShell refuses a shell that there is no completion script for.
+func knownShell(cmd *cobra.Command, got []string) error {
+	if len(got) == 0 {
+		return nil
+	}
+	var shells []string
+	for _, c := range cmd.Commands() {
+		shells = append(shells, c.Name())
+	}
+	slices.Sort(shells)
+	return usage(fmt.Errorf("there is no completion for %q: use one of %s", got[0], strings.Join(shells, ", ")))
 }
 
 // load reads the configuration; flags maps keys to values given as flags.

@@ -42,7 +42,11 @@ func pretended() cli.Local {
 			if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 				return err
 			}
-			o.Ready(cli.Ready{URL: config.LocalURL(cfg.Listen, cfg.TLS.Enabled()), NewKey: secret.New("e2b_new"), CAFile: config.CAFile(cfg.Data)})
+			var problem error
+			if cfg.Log.Level == "debug" {
+				problem = cli.ErrNoTemplate
+			}
+			o.Ready(cli.Ready{Problem: problem, URL: config.LocalURL(cfg.Listen, cfg.TLS.Enabled()), NewKey: secret.New("e2b_new"), CAFile: config.CAFile(cfg.Data)})
 			<-ctx.Done()
 			return context.Cause(ctx)
 		},
@@ -94,6 +98,14 @@ func TestStubScripts(t *testing.T) {
 		"end":  func(_ *testscript.TestScript, _ bool, args []string) { stub.End(args[0], args[1]) },
 	}
 	clitest.Scripts(t, stub.Target, "testdata/stub")
+}
+
+// TestBareScripts runs what needs a server without templates.
+func TestBareScripts(t *testing.T) {
+	t.Parallel()
+	stub := clitest.NewStub(t)
+	stub.DropTemplates()
+	clitest.Scripts(t, stub.Target, "testdata/bare")
 }
 
 // TestLocalScripts runs what needs no server.

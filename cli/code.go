@@ -50,7 +50,7 @@ type code struct {
 // given reports whether the flags name code at all.
 func (c code) given() bool { return c.text != "" || c.file != "" }
 
-// read returns the code; "-" is standard input. -c wins over -f.
+// read returns the code; "-" is standard input.
 func (c code) read(s *session) (text string, fromStdin bool, err error) {
 	switch {
 	case c.text == "-" || (c.text == "" && c.file == "-"):

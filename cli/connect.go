@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -21,6 +22,8 @@ import (
 type connection struct {
 	*client.Client
 	keySource string
+	// local is the data directory of a server found by it, or empty.
+	local string
 }
 
 // connect finds the server and the key.
@@ -48,7 +51,11 @@ func (s *session) connect() (*connection, error) {
 	if err != nil {
 		return nil, usage(err)
 	}
-	return &connection{Client: api, keySource: c.KeySource}, nil
+	conn := &connection{Client: api, keySource: c.KeySource}
+	if c.Local {
+		conn.local = cfg.Data
+	}
+	return conn, nil
 }
 
 // roots trusts the local authority beside the system's.
@@ -67,19 +74,58 @@ func roots(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// explain adds to an error of the API what only this side knows.
+// explain adds to an error what only this side knows.
 func (c *connection) explain(err error) error {
+	ce, ok := errors.AsType[*client.Error](err)
+	if _, explained := errors.AsType[hinted](err); !ok || explained {
+		return err
+	}
+	before, path, called := strings.Cut(ce.Op, "/native/v1/")
+	method, _, _ := strings.Cut(before, " ")
 	switch {
-	case err == nil:
-		return nil
+	case !called && ce.Op != "find sandbox":
+		return c.explainAgent(err, ce)
 	case errors.Is(err, errdefs.ErrUnauthenticated):
 		return hint(err, "the server at %s refused the key from %s", c.URL(), c.keySource)
-	case errors.Is(err, errdefs.ErrNotFound):
-		if _, ok := errors.AsType[hinted](err); !ok {
-			return hint(err, "\"caisson sandbox list --all\" and \"caisson template list\" show what there is")
-		}
+	case !errors.Is(err, errdefs.ErrNotFound):
+		return err
+	case ce.Code == templateNotFound && strings.Contains(ce.Message, "caisson init"):
+		return hint(err, "on the server: caisson init --data %s", c.dataOfServer())
+	case ce.Code == templateNotFound, method == http.MethodPost && path == "sandboxes", strings.HasPrefix(path, "templates/"):
+		return hint(err, "\"caisson template list\" shows what there is; \"caisson template build\" on the server makes one")
+	case strings.HasPrefix(path, "keys/"):
+		return hint(err, "\"caisson key list\" shows what there is")
+	case ce.Op == "find sandbox", strings.HasPrefix(path, "sandboxes/"):
+		return hint(err, "\"caisson sandbox list --all\" shows what there is")
 	}
 	return err
+}
+
+// templateNotFound is what the server calls a reference to no template.
+const templateNotFound = "template_not_found"
+
+// explainAgent is explain for what came from inside a sandbox: no API key
+// matters there.
+func (c *connection) explainAgent(err error, ce *client.Error) error {
+	switch {
+	case errors.Is(err, errdefs.ErrUnauthenticated) && strings.Contains(ce.Message, "username"):
+		return hint(err, "the sandbox has no such user: \"caisson sandbox exec SANDBOX -- cat /etc/passwd\" shows its users")
+	case errors.Is(err, errdefs.ErrUnauthenticated):
+		return hint(err, "the sandbox refused its own token: look with \"caisson sandbox status SANDBOX\"")
+	case ce.Status == http.StatusBadGateway:
+		return hint(err, "\"caisson sandbox list --all\" shows what there is")
+	case errors.Is(err, errdefs.ErrNotFound) && ce.Op != "start process":
+		return hint(err, "\"caisson sandbox exec SANDBOX -- ls -la DIR\" shows what is there")
+	}
+	return err
+}
+
+// dataOfServer is the data directory of the server where it is this machine's.
+func (c *connection) dataOfServer() string {
+	if c.local == "" {
+		return "DIR"
+	}
+	return shellQuote(c.local)
 }
 
 // command wraps a RunE: it connects first and explains errors.
@@ -102,7 +148,7 @@ func (c *connection) running(ctx context.Context, ref string) (client.Sandbox, e
 	if sb.State == client.Running {
 		return sb, nil
 	}
-	err = fmt.Errorf("%w: sandbox %s is %s%s", errdefs.ErrFailedPrecondition, ref, sb.State, because(sb))
+	err = fmt.Errorf("%w: sandbox %s is %s%s", errdefs.ErrFailedPrecondition, quoted(ref), sb.State, because(sb))
 	return sb, hint(err, "create another with \"caisson sandbox create NAME\"")
 }
 
@@ -136,7 +182,7 @@ func args(names ...string) cobra.PositionalArgs {
 			return usage(fmt.Errorf("missing argument: %s", names[len(got)]))
 		}
 		if len(got) > most {
-			return usage(fmt.Errorf("unexpected argument: %s", got[most]))
+			return usage(fmt.Errorf("unexpected argument: %s", quoted(got[most])))
 		}
 		return nil
 	}

@@ -122,7 +122,7 @@ func (t transfer) isDir(ctx context.Context, remote string) (bool, error) {
 func (t transfer) down(ctx context.Context, remote, local string) error {
 	f, err := t.agent.Stat(ctx, remote)
 	if err != nil {
-		return hint(err, "\"caisson sandbox exec SANDBOX -- ls -la DIR\" shows what is there")
+		return err
 	}
 	if f.Type == client.Directory && local == "-" {
 		return usage(fmt.Errorf("%s is a directory: it cannot go to standard output", remote))

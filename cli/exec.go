@@ -65,14 +65,9 @@ echo 'print(1)' | caisson sandbox exec work -- python3 -
 caisson sandbox exec -t work -- top`,
 		Args:              args("<sandbox>", "<command>", "[argument...]"),
 		ValidArgsFunction: s.completeSandbox,
-		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
-			argv := got[1:]
-			if argv[0] == "--" {
-				argv = argv[1:]
-			}
-			if len(argv) == 0 {
-				return usage(fmt.Errorf("missing argument: <command>"))
-			}
+	}
+	exec := func(argv []string) func(*cobra.Command, []string) error {
+		return s.command(func(ctx context.Context, c *connection, got []string) error {
 			env, err := pairs("--env", f.env, s.Env.Lookup)
 			if err != nil {
 				return err
@@ -88,20 +83,47 @@ caisson sandbox exec -t work -- top`,
 			if tty {
 				return c.endedMeanwhile(ctx, sb.ID, s.interactive(ctx, j))
 			}
-			defer s.hintDenied(ctx, c, sb.ID, time.Now())
+			before := s.lastFlow(ctx, c, sb.ID)
+			defer func() { s.hintDenied(ctx, c, sb.ID, before) }()
 			if f.json {
 				err = s.runJSON(ctx, sb.ID, j)
 			} else {
 				err = s.runStreaming(ctx, j, false)
 			}
 			return timedOut(c.endedMeanwhile(ctx, sb.ID, err), time.Duration(f.timeout))
-		}),
+		})
+	}
+	cmd.RunE = func(cmd *cobra.Command, got []string) error {
+		argv, err := lateFlags(cmd, got[1:])
+		if err != nil {
+			return err
+		}
+		if help, _ := cmd.Flags().GetBool("help"); help {
+			return cmd.Help()
+		}
+		if len(argv) == 0 {
+			return usage(fmt.Errorf("missing argument: <command>"))
+		}
+		return exec(argv)(cmd, got)
 	}
 	f.add(cmd)
 	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "variable: NAME takes it from here (for secrets), NAME=VALUE sets it")
 	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "run it on a terminal")
 	cmd.Flags().SetInterspersed(false)
 	return cmd
+}
+
+// lateFlags reads the flags of ours that stand between the sandbox and the
+// command, and returns the command. Flags end at the first word that is none,
+// or at "--"; what follows is the command's own and is left as it is.
+func lateFlags(cmd *cobra.Command, rest []string) ([]string, error) {
+	if cmd.ArgsLenAtDash() >= 0 {
+		return rest, nil // the sandbox stands behind "--" already
+	}
+	if err := cmd.Flags().Parse(rest); err != nil {
+		return nil, usage(err)
+	}
+	return cmd.Flags().Args(), nil
 }
 
 func (s *session) shellCommand() *cobra.Command {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -138,6 +140,14 @@ func plain(err error) string {
 		text = strings.TrimSuffix(text, ": "+class.Error())
 	}
 	return text
+}
+
+// quoted puts quotes around what would otherwise run into the sentence.
+func quoted(s string) string {
+	if s == "" || strings.ContainsFunc(s, unicode.IsSpace) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 func nextStep(err error) string {

@@ -53,7 +53,7 @@ func (s *session) keyCreate(team *string) *cobra.Command {
 			if _, err := fmt.Fprintln(s.Out, k.Key); err != nil {
 				return fmt.Errorf("print the key: %w: revoke %s and make another", err, k.ID)
 			}
-			s.say("key %s (id %s) of team %s; it is not shown again\n", k.Name, k.ID, k.Team)
+			s.say("key %s (id %s) of team %s; it is not shown again\n", quoted(k.Name), k.ID, k.Team)
 			return nil
 		},
 	}
@@ -95,9 +95,9 @@ func (s *session) keyList(team *string) *cobra.Command {
 			}
 			var rows [][]string
 			for _, k := range keys {
-				rows = append(rows, []string{k.ID, k.Name, k.Team, k.Mask, clock(k.CreatedAt), clock(k.LastUsedAt), clock(k.RevokedAt)})
+				rows = append(rows, []string{k.ID, k.Name, k.Team, k.Mask, clock(k.CreatedAt), clock(k.LastUsedAt)})
 			}
-			return s.table([]string{"ID", "NAME", "TEAM", "KEY", "CREATED", "LAST USED", "REVOKED"}, rows)
+			return s.table([]string{"ID", "NAME", "TEAM", "KEY", "CREATED", "LAST USED"}, rows)
 		},
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "print JSON")
@@ -131,7 +131,7 @@ func (s *session) keyRevoke(team *string) *cobra.Command {
 			if err := s.revokeKey(cmd.Context(), *team, got[0]); err != nil {
 				return err
 			}
-			s.say("revoked %s\n", got[0])
+			s.say("revoked %s\n", quoted(got[0]))
 			return nil
 		},
 	}

@@ -12,7 +12,8 @@ import (
 )
 
 // progress shows the steps of long work on standard error: one line a step
-// with its duration; on a terminal the current line also moves.
+// with its duration, when it has ended; on a terminal the current one is shown
+// too.
 type progress struct {
 	s     *session
 	live  bool
@@ -44,9 +45,6 @@ func (p *progress) report(step, detail string) {
 	}
 	p.finish("done")
 	p.step, p.detail, p.since = step, detail, time.Now()
-	if !p.live {
-		p.s.say("%s …\n", step)
-	}
 }
 
 // finish ends the current step; mu is held.
@@ -56,9 +54,9 @@ func (p *progress) finish(word string) {
 	}
 	took := time.Since(p.since)
 	if p.live {
-		fmt.Fprintf(p.s.Err, "\r\x1b[K%s %s (%s)\n", terminal.Text(p.step), word, short(took))
+		fmt.Fprintf(p.s.Err, "\r\x1b[K%s: %s (%s)\n", terminal.Text(p.step), word, short(took))
 	} else {
-		p.s.say("%s %s (%s)\n", p.step, word, short(took))
+		p.s.say("%s: %s (%s)\n", p.step, word, short(took))
 	}
 	p.step = ""
 }

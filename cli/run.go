@@ -41,7 +41,7 @@ cat main.py | caisson run -c -`,
 				return usage(fmt.Errorf("nothing to run: give a command, -c CODE or -f FILE"))
 			}
 			if len(got) > 0 && co.given() {
-				return usage(fmt.Errorf("give a command or code, not both: %s", got[0]))
+				return usage(fmt.Errorf("give a command or code, not both: %s", quoted(got[0])))
 			}
 			return s.oneShot(ctx, c, create, f, co, got)
 		}),
@@ -77,9 +77,8 @@ func (s *session) oneShot(ctx context.Context, c *connection, create createFlags
 	if err != nil {
 		return err
 	}
-	begun := time.Now()
 	defer func() {
-		s.hintDenied(ctx, c, sb.ID, begun)
+		s.hintDenied(ctx, c, sb.ID, 0)
 		err = s.destroy(ctx, c, sb.ID, err)
 	}()
 	leased, release := context.WithCancel(ctx)
@@ -159,6 +158,9 @@ func (s *session) prepare(co code, argv []string) (prepared, error) {
 			return client.Command{Path: argv[0], Args: argv[1:]}, func() {}, nil
 		}}, nil
 	}
+	if co.text != "" && co.file != "" {
+		return prepared{}, usage(fmt.Errorf("--code/-c and --file/-f both name the code: give one of them"))
+	}
 	lang, err := languageOf(co.language)
 	if err != nil {
 		return prepared{}, err
@@ -190,7 +192,7 @@ func (s *session) runPrepared(ctx context.Context, c *connection, sb client.Sand
 		err = s.runStreaming(ctx, j, words)
 	}
 	if ce, ok := errors.AsType[*codeError](err); ok && ce.code == 127 && ce.cause == nil {
-		s.say("hint: 127 means that %s was not found in template %s\n", p.program, sb.TemplateName)
+		s.say("hint: 127 means that %s was not found in template %s\n", quoted(p.program), sb.TemplateName)
 	}
 	return timedOut(c.endedMeanwhile(ctx, sb.ID, err), time.Duration(f.timeout))
 }
@@ -246,9 +248,9 @@ echo 'console.log(1)' | caisson sandbox run work -l javascript -c -`,
 			if err != nil {
 				return err
 			}
-			begun := time.Now()
+			before := s.lastFlow(ctx, c, sb.ID)
 			err = s.runPrepared(ctx, c, sb, f, p, true)
-			s.hintDenied(ctx, c, sb.ID, begun)
+			s.hintDenied(ctx, c, sb.ID, before)
 			if ttl, terr := strconv.Atoi(sb.Metadata[ttlLabel]); terr == nil && ttl > 0 && ctx.Err() == nil {
 				_, _ = c.Extend(ctx, sb.ID, time.Duration(ttl)*time.Minute)
 			}
@@ -260,22 +262,42 @@ echo 'console.log(1)' | caisson sandbox run work -l javascript -c -`,
 	return cmd
 }
 
-// hintDenied tells, in one line, which names were denied since begun and how
-// to allow them.
-func (s *session) hintDenied(ctx context.Context, c *connection, id string, begun time.Time) {
-	if s.quiet || ctx.Err() != nil {
+// unknownFlow is the number of a flow that is not known.
+const unknownFlow = -1
+
+// lastFlow returns the number of the latest flow of a sandbox, 0 when there is
+// none and unknownFlow when it cannot be told.
+func (s *session) lastFlow(ctx context.Context, c *connection, id string) int64 {
+	if s.quiet {
+		return unknownFlow // there will be no hint
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	last := int64(0)
+	for f, err := range c.Flows(ctx, id, client.RowOptions{Limit: 1}) {
+		if err != nil {
+			return unknownFlow
+		}
+		last = f.Seq
+	}
+	return last
+}
+
+// hintDenied tells, in one line, which names were denied after the flow with
+// the number before, and how to allow them.
+func (s *session) hintDenied(ctx context.Context, c *connection, id string, before int64) {
+	if s.quiet || before == unknownFlow || ctx.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var names []string
-	for f, err := range c.Flows(ctx, id, client.RowOptions{}) {
+	for f, err := range c.Flows(ctx, id, client.RowOptions{After: before}) {
 		if err != nil {
 			return
 		}
-		// A second of slack for clocks that differ and for rounding.
 		// Without a hint no request could have opened it.
-		if f.Verdict != "deny" || f.Hint == "" || f.At.Before(begun.Add(-time.Second)) {
+		if f.Verdict != "deny" || f.Hint == "" {
 			continue
 		}
 		name := f.Host

@@ -140,7 +140,14 @@ func removeIf(path, content string) {
 // banner prints how to use the server that has become ready.
 func (s *session) banner(cfg config.Config, r Ready) {
 	key := config.KeyFile(cfg.Data)
-	fmt.Fprintf(s.Out, "caisson %s is ready at %s\n", s.Version, r.URL)
+	// A server that cannot create sandboxes yet goes on: init works beside it
+	// and needs no restart, a supervisor would only start it over and over, and
+	// /health keeps traffic away meanwhile. But it must not say that it is ready.
+	state := "is ready at"
+	if r.Problem != nil {
+		state = "listens, but cannot create sandboxes yet, at"
+	}
+	fmt.Fprintf(s.Out, "caisson %s %s %s\n", s.Version, state, r.URL)
 	if !r.NewKey.IsZero() {
 		fmt.Fprintf(s.Out, "API key (shown once, also in %s): %s\n", key, r.NewKey.Reveal())
 	}
@@ -150,6 +157,15 @@ func (s *session) banner(cfg config.Config, r Ready) {
 	if r.CAFile != "" {
 		ca := shellQuote(r.CAFile)
 		fmt.Fprintf(s.Out, "  export NODE_EXTRA_CA_CERTS=%s\n  export SSL_CERT_FILE=%s\n", ca, ca)
+	}
+	switch {
+	case errors.Is(r.Problem, ErrNoTemplate):
+		fmt.Fprintf(s.Out, "\nNo template is built in %s. Next, in another terminal:\n  caisson init --data %s\nThis server need not be restarted then.\n",
+			terminal.Text(cfg.Data), shellQuote(cfg.Data))
+		return
+	case r.Problem != nil:
+		fmt.Fprintf(s.Out, "\nNo sandbox can be created: %s\n  caisson doctor --data %s   checks this machine\n", terminal.Text(r.Problem.Error()), shellQuote(cfg.Data))
+		return
 	}
 	fmt.Fprintf(s.Out, "\nTry: caisson run --data %s -- python3 -c 'print(6 * 7)'\n", shellQuote(cfg.Data))
 	if cfg.Egress.Default == "deny" && len(cfg.Egress.Presets)+len(cfg.Egress.Allow) == 0 {

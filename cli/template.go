@@ -78,7 +78,7 @@ docker export box | caisson template build mine --from-tar -`,
 			return s.printJSON(t)
 		}
 		fmt.Fprintln(s.Out, t.ID)
-		s.say("template %s is ready: caisson sandbox create NAME --template %s\n", b.Name, b.Name)
+		s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(b.Name), quoted(b.Name))
 		return nil
 	}
 	return cmd
@@ -158,7 +158,7 @@ func (s *session) templateDelete() *cobra.Command {
 			if err := c.DeleteTemplate(ctx, got[0]); err != nil {
 				return err
 			}
-			s.say("deleted %s\n", got[0])
+			s.say("deleted %s\n", quoted(got[0]))
 			return nil
 		}),
 	}

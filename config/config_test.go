@@ -102,6 +102,7 @@ func TestLoadErrors(t *testing.T) {
 		"listen":          {file: "listen: nowhere\n", want: []string{"HOST:PORT"}},
 		"several at once": {file: "listen: nowhere\nlog: {level: loud}\n", want: []string{"HOST:PORT", "log.level"}},
 		"domain":          {file: "public_domain: Bad_Domain\n", want: []string{"public_domain"}},
+		"preset":          {file: "egress: {presets: [pypi, nosuch]}\n", want: []string{"egress.presets", `"nosuch"`, "there are", "npm", "config.yaml:1"}},
 		"unenforced":      {file: "limits: {unenforced: [disk]}\n", want: []string{"limits.unenforced"}},
 	}
 	for name, tt := range tests {
@@ -134,7 +135,7 @@ func TestMissingFile(t *testing.T) {
 
 func TestStrayVariable(t *testing.T) {
 	t.Parallel()
-	l, err := config.Load(config.Inputs{File: write(t, ""), Env: config.Environ{"CAISSON_LISTN=x", "CAISSON_SERVICE_PORT_HTTPS_SOMETHING=1"}})
+	l, err := config.Load(config.Inputs{File: write(t, ""), Env: config.Environ{"CAISSON_LISTN=x", "CAISSON_TEST_LISTEN=x", "CAISSON_TEST_DATA=x", "CAISSON_SERVICE_PORT_HTTPS_SOMETHING=1"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,8 @@ type Connection struct {
 	KeySource string
 	// CAFile is the certificate of the local server's own authority, or empty.
 	CAFile string
+	// Local is set when the server is the one of the data directory.
+	Local bool
 }
 
 // ConnectInputs are what the command line gives for a connection.
@@ -49,7 +51,7 @@ func Connect(in ConnectInputs) (Connection, error) {
 		}
 	}
 	if c.URL == "" {
-		c.URL = localServer(in)
+		c.URL, c.Local = localServer(in), true
 	}
 	if ca := CAFile(in.Data); exists(ca) {
 		c.CAFile = ca
@@ -99,7 +101,7 @@ func findKey(in ConnectInputs) (secret.Value, string, error) {
 	path := KeyFile(in.Data)
 	v, from, err := keyFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return v, "", fmt.Errorf("%w: no API key: set CAISSON_API_KEY or E2B_API_KEY, give --api-key-file, or start a server here first (it writes %s)", errdefs.ErrFailedPrecondition, path)
+		return v, "", fmt.Errorf("%w: no API key: set CAISSON_API_KEY or E2B_API_KEY, give --api-key-file, or make a server here with \"caisson init\" and then \"caisson serve\" (it writes %s)", errdefs.ErrFailedPrecondition, path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return v, "", fmt.Errorf("%w: the API key file %s belongs to another user: set CAISSON_API_KEY, or run as the server's user", errdefs.ErrPermissionDenied, path)

@@ -200,6 +200,9 @@ func maskPassword(s string) string {
 // clientVariables are read by Connect, not by Load.
 var clientVariables = []string{"CAISSON_CONFIG", "CAISSON_API_URL", "CAISSON_API_KEY", "CAISSON_API_KEY_FILE"}
 
+// testPrefix begins the variables of the tests, which are no settings.
+const testPrefix = "CAISSON_TEST_"
+
 // strayVariables warns of misspelt variables. They are not errors, because
 // Kubernetes puts CAISSON_* variables of its own into Pods of a service with
 // that name.
@@ -211,7 +214,7 @@ func strayVariables(env Environ, keys []Key) []string {
 	var warnings []string
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "CAISSON_") || strings.HasSuffix(kv, "=") || slices.Contains(known, name) {
+		if !strings.HasPrefix(name, "CAISSON_") || strings.HasPrefix(name, testPrefix) || strings.HasSuffix(kv, "=") || slices.Contains(known, name) {
 			continue
 		}
 		if near := nearest(name, known); near != "" {

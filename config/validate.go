@@ -114,8 +114,8 @@ func (c *check) egress(e Egress) {
 		c.fail("egress.default", "%q must be one of allow, deny", e.Default)
 	}
 	for _, p := range e.Presets {
-		if !word.MatchString(p) {
-			c.fail("egress.presets", "%q is not the name of a preset", p)
+		if _, ok := egress.Preset(p); !ok {
+			c.fail("egress.presets", "there is no preset %q; there are %s", p, strings.Join(egress.PresetNames(), ", "))
 		}
 	}
 	for key, list := range map[string][]string{

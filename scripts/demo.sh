@@ -5,7 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.cache/go/bin:$PATH"
 
-bold() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+# Escapes are for terminals whose owner wants them (no-color.org).
+strong='' faint='' plain=''
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then strong=$'\033[1m' faint=$'\033[2m' plain=$'\033[0m'; fi
+bold() { printf '\n%s%s%s\n' "$strong" "$*" "$plain"; }
 now() { date +%s%3N; }
 
 bold "1. What this machine needs"
@@ -48,7 +51,7 @@ timed() { # timed LABEL COMMAND...
 	shift
 	start=$(now)
 	"$@"
-	printf '   \033[2m%s: %d ms from nothing to gone\033[0m\n' "$label" "$(($(now) - start))"
+	printf '   %s%s: %d ms from nothing to gone%s\n' "$faint" "$label" "$(($(now) - start))" "$plain"
 }
 
 bold "5. Three one-shot sandboxes; output streams as it is written"
@@ -70,7 +73,7 @@ id=$(bin/caisson sandbox create demo --ttl 5)
 bin/caisson sandbox run "$id" -c 'x = 6 * 7; open("/home/user/answer", "w").write(str(x)); print("wrote", x)'
 start=$(now)
 bin/caisson sandbox exec "$id" -- cat /home/user/answer
-printf '\n   \033[2mone exec through the CLI: %d ms\033[0m\n' "$(($(now) - start))"
+printf '\n   %sone exec through the CLI: %d ms%s\n' "$faint" "$(($(now) - start))" "$plain"
 bin/caisson sandbox list
 bin/caisson sandbox stop "$id"
 

@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 [ -x .cache/go/bin/go ] && PATH="$PWD/.cache/go/bin:$PATH"
 
 need_go=1.26.3
-say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+strong='' plain=''
+if [ -t 2 ] && [ -z "${NO_COLOR:-}" ]; then strong=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '%s%s%s\n' "$strong" "$*" "$plain" >&2; }
 
 version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
 

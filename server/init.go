@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -41,14 +40,14 @@ func baseOptions(cfg config.Config, force bool, progress cli.Progress) template.
 	return template.BaseOptions{
 		Suite: cfg.Template.Suite, Mirror: cfg.Template.DebianMirror, Force: force,
 		Progress: func(p template.Progress) {
-			if p.Stage != stage {
+			if p.Stage != stage && p.Stage != template.StageDone {
 				stage = p.Stage
 				progress("base template: "+string(stage), "")
 			}
 			switch {
 			case p.Line != "":
 				progress("", p.Line)
-			case p.Total > 0:
+			case p.Stage != template.StageDone && p.Total > 0:
 				progress("", fmt.Sprintf("%d of %d", p.Done, p.Total))
 			}
 		},
@@ -132,5 +131,3 @@ func RevokeKey(ctx context.Context, cfg config.Config, team, id string) error {
 func wireKey(k identity.Key) client.Key {
 	return client.Key{ID: k.ID, Team: string(k.Team), Name: k.Name, Mask: k.Mask, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
 }
-
-var errNoTemplate = errors.New("no template is built: run \"caisson init\" with the same --data")

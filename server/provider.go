@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/caisson-dev/caisson/cli"
 	"github.com/caisson-dev/caisson/config"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/embedded"
@@ -52,7 +53,7 @@ func (n *node) health(ctx context.Context) error {
 		return err
 	}
 	if len(all) == 0 {
-		return errNoTemplate
+		return cli.ErrNoTemplate
 	}
 	return nil
 }

@@ -170,7 +170,7 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	defer stopMetrics()
 
 	if ctx.Err() == nil && workCtx.Err() == nil {
-		ready := cli.Ready{URL: n.url(listener.Addr()), CAFile: caFile}
+		ready := cli.Ready{URL: n.url(listener.Addr()), CAFile: caFile, Problem: n.health(ctx)}
 		if created {
 			ready.NewKey = newKey
 		}

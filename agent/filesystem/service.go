@@ -1,6 +1,7 @@
 // Package filesystem is the agent's filesystem service: stat, list, make, move,
-// remove and watch. It works with the agent's own rights and gives what it
-// creates to the user of the request. File contents travel elsewhere, see
+// remove and watch. It works with the agent's own rights, as far as package
+// place lets links use them, and gives what it creates to the user of the
+// request. File contents travel elsewhere, see
 // package transfer.
 package filesystem
 
@@ -19,17 +20,18 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/caisson-dev/caisson/agent/account"
-	"github.com/caisson-dev/caisson/agent/dirs"
 	"github.com/caisson-dev/caisson/agent/metadata"
+	"github.com/caisson-dev/caisson/agent/place"
 	"github.com/caisson-dev/caisson/agent/session"
 	pb "github.com/caisson-dev/caisson/gen/filesystem"
 )
 
 // Service implements filesystemconnect.FilesystemHandler.
 type Service struct {
-	sess *session.Session
-	meta *metadata.Store
-	log  *slog.Logger
+	sess   *session.Session
+	meta   *metadata.Store
+	walker *place.Walker
+	log    *slog.Logger
 
 	mu       sync.Mutex // guards watchers
 	watchers map[string]*poller
@@ -38,7 +40,7 @@ type Service struct {
 
 // New returns the service.
 func New(s *session.Session, meta *metadata.Store, log *slog.Logger) *Service {
-	return &Service{sess: s, meta: meta, log: log, watchers: make(map[string]*poller)}
+	return &Service{sess: s, meta: meta, walker: place.NewWalker(s.Accounts), log: log, watchers: make(map[string]*poller)}
 }
 
 // Stat implements the RPC.
@@ -69,7 +71,7 @@ func (s *Service) MakeDir(_ context.Context, req *connect.Request[pb.MakeDirRequ
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, wireError(path, err)
 	}
-	created, err := dirs.MakeAll(path, user.UID, user.GID)
+	created, err := s.walker.MakeAll(path, user)
 	if err != nil {
 		return nil, wireError(path, err)
 	}
@@ -93,14 +95,8 @@ func (s *Service) Move(ctx context.Context, req *connect.Request[pb.MoveRequest]
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Lstat(from); err != nil {
-		return nil, wireError(from, err)
-	}
-	if _, err := dirs.MakeAll(filepath.Dir(to), user.UID, user.GID); err != nil {
-		return nil, wireError(filepath.Dir(to), err)
-	}
-	if err := move(ctx, from, to); err != nil {
-		return nil, wireError(from, err)
+	if err := s.move(ctx, from, to, user); err != nil {
+		return nil, err
 	}
 	s.meta.Moved(from, to)
 	e, err := s.entry(to)
@@ -108,6 +104,25 @@ func (s *Service) Move(ctx context.Context, req *connect.Request[pb.MoveRequest]
 		return nil, wireError(to, err)
 	}
 	return connect.NewResponse(&pb.MoveResponse{Entry: e}), nil
+}
+
+// move's error has a code.
+func (s *Service) move(ctx context.Context, from, to string, user account.User) error {
+	// First, so that nothing is created for a source that is missing.
+	if _, err := os.Lstat(from); err != nil {
+		return wireError(from, err)
+	}
+	src, err := s.walker.Open(from)
+	if err != nil {
+		return wireError(from, err)
+	}
+	defer src.Close()
+	dst, err := s.walker.Make(to, user)
+	if err != nil {
+		return wireError(filepath.Dir(to), err)
+	}
+	defer dst.Close()
+	return wireError(from, src.Move(ctx, dst))
 }
 
 // ListDir implements the RPC.
@@ -132,11 +147,23 @@ func (s *Service) Remove(_ context.Context, req *connect.Request[pb.RemoveReques
 	if path == "/" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the root directory cannot be removed"))
 	}
-	if err := os.RemoveAll(path); err != nil {
+	if err := s.remove(path); err != nil {
 		return nil, wireError(path, err)
 	}
 	s.meta.Removed(path)
 	return connect.NewResponse(&pb.RemoveResponse{}), nil
+}
+
+func (s *Service) remove(path string) error {
+	p, err := s.walker.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	return p.RemoveAll()
 }
 
 // resolve returns the path and the user of a request.
@@ -154,8 +181,11 @@ func (s *Service) resolve(h http.Header, path string) (string, account.User, err
 
 // wireError gives an error of a file operation its code.
 func wireError(path string, err error) error {
-	if errors.As(err, new(*connect.Error)) {
+	if err == nil || errors.As(err, new(*connect.Error)) {
 		return err
+	}
+	if denied, ok := errors.AsType[*place.LinkError](err); ok {
+		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("'%s': %w", path, denied))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("path '%s' does not exist", path))

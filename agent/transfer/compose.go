@@ -1,13 +1,16 @@
 package transfer
 
 import (
-	"crypto/rand"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/caisson-dev/caisson/agent/account"
+	"github.com/caisson-dev/caisson/agent/place"
 )
 
 const (
@@ -46,22 +49,56 @@ func (s *Service) compose(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	temp := filepath.Join(filepath.Dir(dest), ".caisson-"+rand.Text())
-	if err := s.write(temp, user, nil, &chain{paths: sources}); err != nil {
+	if err := s.concatenate(r.Context(), dest, user, sources); err != nil {
 		return err
-	}
-	if err := os.Rename(temp, dest); err != nil {
-		_ = os.Remove(temp)
-		return fileFailure(dest, err)
 	}
 	reply(w, http.StatusOK, []written{{Path: dest, Name: filepath.Base(dest), Type: "file"}})
 	return nil
 }
 
-// chain reads files one after the other, holding one open at a time.
+// concatenate writes a new file beside dest and renames it.
+func (s *Service) concatenate(ctx context.Context, dest string, user account.User, sources []string) error {
+	p, err := s.walker.Make(dest, user)
+	if err != nil {
+		return fileFailure(dest, err)
+	}
+	defer p.Close()
+	temp, err := p.Temp()
+	if err != nil {
+		return fileFailure(dest, err)
+	}
+	defer temp.Close()
+	if err := s.write(temp, dest, user, nil, &chain{walker: s.walker, paths: sources}); err != nil {
+		return err
+	}
+	if err := temp.Move(ctx, p); err != nil {
+		temp.Discard()
+		return fileFailure(dest, err)
+	}
+	return nil
+}
+
+// chain reads files one after the other, holding one open at a time. What it
+// reads comes to belong to a user of the guest, so links count as in writing.
 type chain struct {
-	paths []string
-	open  *os.File
+	walker *place.Walker
+	paths  []string
+	open   *os.File
+}
+
+// next opens the first of paths.
+func (c *chain) next() error {
+	path := c.paths[0]
+	p, err := c.walker.Open(path)
+	if err != nil {
+		return fileFailure(path, err)
+	}
+	defer p.Close()
+	if c.open, err = p.Read(); err != nil {
+		return fileFailure(path, err)
+	}
+	c.paths = c.paths[1:]
+	return nil
 }
 
 func (c *chain) Read(p []byte) (int, error) {
@@ -70,15 +107,9 @@ func (c *chain) Read(p []byte) (int, error) {
 			if len(c.paths) == 0 {
 				return 0, io.EOF
 			}
-			f, err := os.OpenFile(c.paths[0], os.O_RDONLY|syscall.O_NONBLOCK, 0)
-			if err != nil {
-				return 0, fileFailure(c.paths[0], err)
+			if err := c.next(); err != nil {
+				return 0, err
 			}
-			if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-				_ = f.Close()
-				return 0, failf(http.StatusBadRequest, "path '%s' is not a regular file", c.paths[0])
-			}
-			c.open, c.paths = f, c.paths[1:]
 		}
 		n, err := c.open.Read(p)
 		if n > 0 {

@@ -33,8 +33,10 @@ func (s *Service) download(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// Non-blocking, so that opening a fifo does not wait for a writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	// Links are followed with root's rights: nothing changes, and who reads is
+	// the client. Opening a fifo does not wait for a writer, and a terminal does
+	// not become the agent's.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return fileFailure(path, err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/caisson-dev/caisson/agent/account"
 	"github.com/caisson-dev/caisson/agent/metadata"
+	"github.com/caisson-dev/caisson/agent/place"
 	"github.com/caisson-dev/caisson/agent/session"
 	"github.com/caisson-dev/caisson/agent/signature"
 )
@@ -28,15 +29,19 @@ const copyBuffer = 512 << 10
 
 // Service serves the routes; see Register.
 type Service struct {
-	sess *session.Session
-	meta *metadata.Store
-	log  *slog.Logger
-	bufs sync.Pool
+	sess   *session.Session
+	meta   *metadata.Store
+	walker *place.Walker
+	log    *slog.Logger
+	bufs   sync.Pool
 }
 
 // New returns the service.
 func New(s *session.Session, meta *metadata.Store, log *slog.Logger) *Service {
-	return &Service{sess: s, meta: meta, log: log, bufs: sync.Pool{New: func() any { return new([copyBuffer]byte) }}}
+	return &Service{
+		sess: s, meta: meta, walker: place.NewWalker(s.Accounts), log: log,
+		bufs: sync.Pool{New: func() any { return new([copyBuffer]byte) }},
+	}
 }
 
 // Register adds the routes. GET and POST /files check tokens and signatures
@@ -125,6 +130,9 @@ func (s *Service) resolve(u account.User, path string) (string, error) {
 func fileFailure(path string, err error) error {
 	if err == nil || errors.As(err, new(*failure)) {
 		return err
+	}
+	if denied, ok := errors.AsType[*place.LinkError](err); ok {
+		return failf(http.StatusForbidden, "path '%s': %s", path, denied.Error())
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -4,19 +4,15 @@ import (
 	"bufio"
 	"compress/gzip"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"mime"
 	"mime/multipart"
 	"net/http"
-	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/caisson-dev/caisson/agent/account"
-	"github.com/caisson-dev/caisson/agent/dirs"
 	"github.com/caisson-dev/caisson/agent/metadata"
+	"github.com/caisson-dev/caisson/agent/place"
 	"github.com/caisson-dev/caisson/agent/signature"
 )
 
@@ -138,17 +134,23 @@ func (u *receiver) receive(name string, content io.Reader) error {
 		return failf(http.StatusBadRequest, "path '%s' occurs twice", path)
 	}
 	u.seen[path] = true
-	if err := u.s.write(path, u.user, u.meta, content); err != nil {
+	p, err := u.s.walker.Make(path, u.user)
+	if err != nil {
+		return fileFailure(path, err)
+	}
+	defer p.Close()
+	if err := u.s.write(p, path, u.user, u.meta, content); err != nil {
 		return err
 	}
 	u.files = append(u.files, written{Path: path, Name: filepath.Base(path), Type: "file", Metadata: u.meta})
 	return nil
 }
 
-// write makes content the content of path, which then belongs to u. A file
-// that was not there before is removed again when that fails.
-func (s *Service) write(path string, u account.User, meta map[string]string, content io.Reader) (err error) {
-	f, created, err := openTarget(path, u)
+// write makes content the content of the file at p, which the client calls
+// path and which then belongs to u. A file that was not there before is removed
+// again when that fails.
+func (s *Service) write(p *place.Place, path string, u account.User, meta map[string]string, content io.Reader) (err error) {
+	f, created, err := p.Write(u)
 	if err != nil {
 		return fileFailure(path, err)
 	}
@@ -157,7 +159,7 @@ func (s *Service) write(path string, u account.User, meta map[string]string, con
 			err = fileFailure(path, cerr)
 		}
 		if err != nil && created {
-			_ = os.Remove(path)
+			p.Discard()
 		}
 	}()
 	src := &noted{r: content}
@@ -174,54 +176,6 @@ func (s *Service) write(path string, u account.User, meta map[string]string, con
 		return fileFailure(path, err)
 	}
 	return fileFailure(path, s.meta.Replace(f, path, meta))
-}
-
-// openTarget opens path for writing, truncated and owned by u; parents are
-// created. Links are followed.
-func openTarget(path string, u account.User) (f *os.File, created bool, err error) {
-	if _, err := dirs.MakeAll(filepath.Dir(path), u.UID, u.GID); err != nil {
-		return nil, false, err
-	}
-	const flags = os.O_WRONLY | os.O_CREATE | syscall.O_NONBLOCK
-	f, err = os.OpenFile(path, flags|os.O_EXCL, 0o666)
-	created = err == nil
-	if errors.Is(err, fs.ErrExist) {
-		f, err = os.OpenFile(path, flags, 0o666)
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	if err := own(f, u); err != nil {
-		_ = f.Close()
-		if created {
-			_ = os.Remove(path)
-		}
-		return nil, false, err
-	}
-	return f, created, nil
-}
-
-func own(f *os.File, u account.User) error {
-	fi, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !fi.Mode().IsRegular() {
-		return &os.PathError{Op: "open", Path: f.Name(), Err: syscall.EINVAL}
-	}
-	if fi.Size() > 0 {
-		if err := f.Truncate(0); err != nil {
-			return err
-		}
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if ok && st.Uid == u.UID && st.Gid == u.GID {
-		return nil
-	}
-	if err := f.Chown(int(u.UID), int(u.GID)); err != nil && os.Geteuid() == 0 {
-		return fmt.Errorf("own file: %w", err)
-	}
-	return nil
 }
 
 // gather joins small writes, of which multipart bodies make many.

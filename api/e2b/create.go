@@ -52,7 +52,7 @@ func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeo
 	}
 	box, err := s.Sandboxes.Create(ctx, who, req)
 	if errdefs.IsNotFound(err) {
-		return e2bapi.SandboxJSONResponse{}, noTemplate(in.TemplateID).WithCause(err)
+		return e2bapi.SandboxJSONResponse{}, api.NoTemplate(in.TemplateID).WithCause(err)
 	}
 	if err != nil {
 		return e2bapi.SandboxJSONResponse{}, wireField(err)
@@ -73,15 +73,6 @@ func wireField(err error) error {
 	return &c
 }
 
-// clip bounds text of a request that an error repeats.
-func clip(s string) string {
-	const most = 200
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "..."
-}
-
 // request checks a create and turns it into the Manager's terms.
 func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.CreateRequest, error) {
 	if err := refuseUnbuilt(in); err != nil {
@@ -91,7 +82,7 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.Cr
 		return sandbox.CreateRequest{}, apierr.New(errdefs.ErrInvalidArgument, "validation error: templateID is missing")
 	}
 	if _, err := template.ParseReference(in.TemplateID); err != nil {
-		return sandbox.CreateRequest{}, apierr.Field("templateID", "%q is not [namespace/]name[:tag]", clip(in.TemplateID)).WithCause(err)
+		return sandbox.CreateRequest{}, apierr.Field("templateID", "%q is not [namespace/]name[:tag]", api.Clip(in.TemplateID)).WithCause(err)
 	}
 	n := defaultTimeout
 	if in.Timeout != nil {
@@ -109,7 +100,7 @@ func (s *server) request(in e2bapi.NewSandbox, defaultTimeout int32) (sandbox.Cr
 		network.AllowOut, network.DenyOut = w.AllowOut, w.DenyOut
 		network.PrivateTraffic = w.AllowPublicTraffic != nil && !*w.AllowPublicTraffic
 		network.MaskRequestHost = w.MaskRequestHost
-		if err := checkMask(w.MaskRequestHost); err != nil {
+		if err := api.MaskRequestHost(w.MaskRequestHost); err != nil {
 			return sandbox.CreateRequest{}, err
 		}
 	}
@@ -167,15 +158,6 @@ func given(raw json.RawMessage) bool {
 		return false
 	}
 	return true
-}
-
-func checkMask(mask string) error {
-	bad := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`/\@?#"<>`, r) }
-	plain := strings.ReplaceAll(mask, "${PORT}", "80")
-	if len(plain) > 255 || strings.ContainsFunc(plain, bad) {
-		return apierr.Field("network.maskRequestHost", "%q is not host[:port]", mask)
-	}
-	return nil
 }
 
 // wire is what create and connect return. The sandbox runs, so it has tokens.

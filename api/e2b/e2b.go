@@ -6,6 +6,7 @@ package e2b
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -72,14 +73,13 @@ func Handler(c Config) http.Handler {
 	onError := func(w http.ResponseWriter, r *http.Request, err error) {
 		api.WriteError(w, r, c.Log, err)
 	}
-	badRequest := func(w http.ResponseWriter, r *http.Request, err error) {
-		onError(w, r, api.DecodeError(err))
-	}
+	badRequest := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, api.DecodeError(err)) }
+	badParameter := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, parameterError(r, err)) }
 	strict := e2bapi.NewStrictHandlerWithOptions(&server{c}, nil, e2bapi.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc:  badRequest,
 		ResponseErrorHandlerFunc: onError,
 	})
-	e2bapi.HandlerWithOptions(strict, e2bapi.StdHTTPServerOptions{BaseRouter: mux, ErrorHandlerFunc: badRequest})
+	e2bapi.HandlerWithOptions(strict, e2bapi.StdHTTPServerOptions{BaseRouter: mux, ErrorHandlerFunc: badParameter})
 	unbuilt := func(feature string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			onError(w, r, apierr.New(errdefs.ErrNotImplemented, "%s: not built yet", feature).WithCode("not_built"))
@@ -135,6 +135,17 @@ func notBuilt() map[string]string {
 		"/nodes":                                    "nodes",
 		"/admin/":                                   "administration",
 	}
+}
+
+// parameterError names the parameter that the generated code could not read.
+func parameterError(r *http.Request, err error) error {
+	if e, ok := errors.AsType[*e2bapi.InvalidParamFormatError](err); ok {
+		return api.ParameterError(r, e.ParamName, e.Err)
+	}
+	if e, ok := errors.AsType[*e2bapi.TooManyValuesForParamError](err); ok {
+		return api.ParameterError(r, e.ParamName, err)
+	}
+	return api.DecodeError(err)
 }
 
 // server implements the generated interface.

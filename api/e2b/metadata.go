@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/internal/apierr"
 )
 
@@ -21,12 +22,12 @@ func DecodeMetadata(query string) (map[string]string, error) {
 	for part := range strings.SplitSeq(query, "&") {
 		rawKey, rawValue, ok := strings.Cut(part, "=")
 		if !ok || strings.Contains(rawValue, "=") {
-			return nil, apierr.Field("metadata", "%q is not key=value", clip(part))
+			return nil, apierr.Field("metadata", "%q is not key=value", api.Clip(part))
 		}
 		key, err1 := unescape(rawKey, twice)
 		value, err2 := unescape(rawValue, twice)
 		if err := errors.Join(err1, err2); err != nil {
-			return nil, apierr.Field("metadata", "%q is not percent-encoded", clip(part))
+			return nil, apierr.Field("metadata", "%q is not percent-encoded", api.Clip(part))
 		}
 		out[key] = value
 	}

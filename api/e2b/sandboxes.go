@@ -43,6 +43,9 @@ func (s *server) ListSandboxes(ctx context.Context, r e2bapi.ListSandboxesReques
 		}
 	}
 	page, next, running, err := s.Sandboxes.List(ctx, who, f)
+	if errdefs.IsInvalidArgument(err) {
+		return nil, apierr.Field("nextToken", "is not one that this listing gave").WithCause(err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -127,28 +127,24 @@ func names(t template.Template) []string {
 func (s *server) find(ctx context.Context, who identity.Principal, field, text string) (template.Template, error) {
 	ref, err := template.ParseReference(text)
 	if err != nil {
-		return template.Template{}, apierr.Field(field, "%q is not [namespace/]name[:tag]", clip(text)).WithCause(err)
+		return template.Template{}, apierr.Field(field, "%q is not [namespace/]name[:tag]", api.Clip(text)).WithCause(err)
 	}
 	if ref.Tag != template.DefaultTag {
-		return template.Template{}, noTemplate(text)
+		return template.Template{}, api.NoTemplate(text)
 	}
 	owner := cmp.Or(identity.TeamID(ref.Namespace), who.Team)
 	t, err := s.Templates.GetTemplate(ctx, owner, ref.Name)
 	if errdefs.IsNotFound(err) {
-		return template.Template{}, noTemplate(text)
+		return template.Template{}, api.NoTemplate(text)
 	}
 	if err != nil {
 		return template.Template{}, err
 	}
 	// The store answers for owner; what the caller may see is decided here.
 	if (ref.Namespace != "" && t.Team != owner) || (t.Team != who.Team && !t.Public) {
-		return template.Template{}, noTemplate(text)
+		return template.Template{}, api.NoTemplate(text)
 	}
 	return t, nil
-}
-
-func noTemplate(ref string) *apierr.Error {
-	return apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", clip(ref))
 }
 
 // GetTemplate implements e2bapi.StrictServerInterface.

@@ -6,6 +6,7 @@ package native
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -106,16 +107,28 @@ func Handler(c Config) http.Handler {
 	mux := http.NewServeMux()
 	onError := func(w http.ResponseWriter, r *http.Request, err error) { api.WriteError(w, r, c.Log, err) }
 	badRequest := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, api.DecodeError(err)) }
+	badParameter := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, parameterError(r, err)) }
 	strict := nativeapi.NewStrictHandlerWithOptions(&server{c}, nil, nativeapi.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: badRequest, ResponseErrorHandlerFunc: onError,
 	})
 	nativeapi.HandlerWithOptions(strict, nativeapi.StdHTTPServerOptions{
-		BaseRouter: mux, BaseURL: api.NativePrefix, ErrorHandlerFunc: badRequest,
+		BaseRouter: mux, BaseURL: api.NativePrefix, ErrorHandlerFunc: badParameter,
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		onError(w, r, apierr.New(errdefs.ErrNotFound, "there is no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
+}
+
+// parameterError names the parameter that the generated code could not read.
+func parameterError(r *http.Request, err error) error {
+	if e, ok := errors.AsType[*nativeapi.InvalidParamFormatError](err); ok {
+		return api.ParameterError(r, e.ParamName, e.Err)
+	}
+	if e, ok := errors.AsType[*nativeapi.TooManyValuesForParamError](err); ok {
+		return api.ParameterError(r, e.ParamName, err)
+	}
+	return api.DecodeError(err)
 }
 
 // server implements the generated interface.
@@ -130,7 +143,7 @@ func idOf(param string) (sandbox.ID, error) {
 }
 
 func noSandbox(id string) error {
-	return apierr.New(errdefs.ErrNotFound, "sandbox %q doesn't exist", id)
+	return apierr.New(errdefs.ErrNotFound, "sandbox %q doesn't exist", api.Clip(id))
 }
 
 func about(id sandbox.ID, err error) error {
@@ -160,7 +173,7 @@ func (s *server) GetStatus(ctx context.Context, _ nativeapi.GetStatusRequestObje
 		},
 	}
 	if err := s.Health(ctx); err != nil {
-		out.Health = nativeapi.Health{Reason: new(err.Error())}
+		out.Health = nativeapi.Health{Reason: new(apierr.Text(err))}
 	}
 	for _, p := range s.Providers {
 		w := nativeapi.Provider{
@@ -204,6 +217,9 @@ func (s *server) CreateKey(ctx context.Context, r nativeapi.CreateKeyRequestObje
 		return nil, apierr.New(errdefs.ErrPermissionDenied, "this key may make keys of team %q only; make keys of other teams on the server with `caisson key create`", who.Team)
 	}
 	k, plain, err := s.Keys.Create(ctx, who.KeyID, who.Team, r.Body.Name)
+	if errdefs.IsInvalidArgument(err) {
+		return nil, apierr.Field("name", "must be printable text of at most 128 bytes").WithCause(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +272,12 @@ func (s *server) ListTemplates(ctx context.Context, _ nativeapi.ListTemplatesReq
 
 // DeleteTemplate implements nativeapi.StrictServerInterface.
 func (s *server) DeleteTemplate(ctx context.Context, r nativeapi.DeleteTemplateRequestObject) (nativeapi.DeleteTemplateResponseObject, error) {
-	if err := s.Templates.Delete(ctx, api.Caller(ctx).Team, r.Id); err != nil {
+	err := s.Templates.Delete(ctx, api.Caller(ctx).Team, r.Id)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		// What is no name of a template names none.
+		return nil, api.NoTemplate(r.Id).WithCause(err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return nativeapi.DeleteTemplate204Response{}, nil

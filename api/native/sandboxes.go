@@ -15,6 +15,7 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/template"
 )
 
 const (
@@ -44,6 +45,9 @@ func (s *server) ListSandboxes(ctx context.Context, r nativeapi.ListSandboxesReq
 		f.Cursor = *r.Params.NextToken
 	}
 	page, next, running, err := s.Sandboxes.List(ctx, who, f)
+	if errdefs.IsInvalidArgument(err) {
+		return nil, apierr.Field("nextToken", "is not one that this listing gave").WithCause(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +86,9 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 	if s.Limits.MaxTimeout > 0 {
 		req.Timeout = min(req.Timeout, s.Limits.MaxTimeout)
 	}
+	if _, err := template.ParseReference(req.Template); err != nil {
+		return nil, apierr.Field("template", "%q is not [namespace/]name[:tag]", api.Clip(req.Template)).WithCause(err)
+	}
 	if in.TimeoutSeconds != nil {
 		var err error
 		if req.Timeout, err = s.seconds(*in.TimeoutSeconds, 1); err != nil {
@@ -103,7 +110,7 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 	}
 	box, err := s.Sandboxes.Create(ctx, who, req)
 	if errdefs.IsNotFound(err) {
-		return nil, apierr.New(errdefs.ErrNotFound, "template %q doesn't exist", req.Template).WithCause(err)
+		return nil, api.NoTemplate(req.Template).WithCause(err)
 	}
 	if err != nil {
 		return nil, err
@@ -132,6 +139,9 @@ func (s *server) network(in *nativeapi.Network, presets *nativeapi.EgressOptions
 			AllowInternet: in.AllowInternet, AllowOut: in.AllowOut, DenyOut: in.DenyOut,
 			PrivateTraffic: in.PrivateTraffic, MaskRequestHost: in.MaskRequestHost,
 		}
+		if err := api.MaskRequestHost(in.MaskRequestHost); err != nil {
+			return n, err
+		}
 	}
 	if presets == nil {
 		return n, nil
@@ -141,7 +151,7 @@ func (s *server) network(in *nativeapi.Network, presets *nativeapi.EgressOptions
 	for _, name := range presets.Presets {
 		hosts, ok := egress.Preset(name)
 		if !ok {
-			return n, apierr.Field("egress.presets", "there is no preset %q; there are %s", name, strings.Join(egress.PresetNames(), ", "))
+			return n, apierr.Field("egress.presets", "there is no preset %q; there are %s", api.Clip(name), strings.Join(egress.PresetNames(), ", "))
 		}
 		if closed {
 			n.AllowOut = append(slices.Clip(n.AllowOut), hosts...)
@@ -186,7 +196,10 @@ func (s *server) SetTimeout(ctx context.Context, r nativeapi.SetTimeoutRequestOb
 	if err != nil {
 		return nil, err
 	}
-	ttl, err := s.seconds(r.Body.TimeoutSeconds, 0)
+	if r.Body.TimeoutSeconds == nil {
+		return nil, apierr.Field("timeoutSeconds", "must be given")
+	}
+	ttl, err := s.seconds(*r.Body.TimeoutSeconds, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package clitest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -34,9 +35,10 @@ type Stub struct {
 	key  string
 	http *httptest.Server
 
-	mu    sync.Mutex // guards boxes, keys
+	mu    sync.Mutex // guards boxes, keys, bare
 	boxes map[string]*box
 	keys  []client.Key
+	bare  bool // no template is built
 }
 
 type box struct {
@@ -96,6 +98,13 @@ func (b *box) deny(host string) {
 	})
 }
 
+// DropTemplates makes the stand-in one whose data directory was never prepared.
+func (s *Stub) DropTemplates() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bare = true
+}
+
 // End ends a sandbox for a reason, as a limit of the server does.
 func (s *Stub) End(ref, reason string) {
 	s.mu.Lock()
@@ -112,7 +121,7 @@ func (b *box) end(state client.State, reason string) {
 		return
 	}
 	b.sb.State, b.sb.Reason, b.sb.EndedAt, b.sb.AgentToken = state, reason, time.Now(), ""
-	b.events = append(b.events, client.Event{Seq: 2, At: time.Now(), Type: "sandbox.ended", Reason: reason, SandboxID: b.sb.ID})
+	b.events = append(b.events, client.Event{Seq: int64(len(b.events) + 1), At: time.Now(), Type: "sandbox.ended", Reason: reason, SandboxID: b.sb.ID})
 	b.stop()
 }
 
@@ -137,6 +146,7 @@ func (s *Stub) handler() http.Handler {
 		var body struct{ TimeoutSeconds int }
 		if take(w, r, &body) {
 			b.sb.EndsAt = time.Now().Add(time.Duration(body.TimeoutSeconds) * time.Second)
+			b.events = append(b.events, client.Event{Seq: int64(len(b.events) + 1), At: time.Now(), Type: "sandbox.timeout_set", SandboxID: b.sb.ID})
 			reply(w, 200, b.sb)
 		}
 	}))
@@ -236,8 +246,15 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 	if !take(w, r, &body) {
 		return
 	}
-	if body.Template != "" && body.Template != "base" {
-		refuse(w, 404, fmt.Sprintf("template %q was not found", body.Template))
+	s.mu.Lock()
+	bare := s.bare
+	s.mu.Unlock()
+	if bare || (body.Template != "" && body.Template != "base") {
+		message := fmt.Sprintf("template %q doesn't exist", body.Template)
+		if name := cmp.Or(body.Template, "base"); name == "base" {
+			message = `template "base" is not built: run "caisson init" on the server, with its --data`
+		}
+		reply(w, 404, map[string]any{"code": 404, "message": message, "errorCode": "template_not_found"})
 		return
 	}
 	now := time.Now()
@@ -335,7 +352,16 @@ func (s *Stub) keysRoute(w http.ResponseWriter, r *http.Request) {
 
 func rows[T any](w http.ResponseWriter, r *http.Request, event string, all []T) {
 	if r.URL.Query().Get("follow") == "" {
-		reply(w, 200, append([]T{}, all...))
+		// Rows are numbered from 1.
+		after, _ := strconv.Atoi(r.URL.Query().Get("after"))
+		out := append([]T{}, all[min(after, len(all)):]...)
+		if limit, _ := strconv.Atoi(r.URL.Query().Get("limit")); limit > 0 && len(out) > limit {
+			if after == 0 {
+				out = out[len(out)-limit:]
+			}
+			out = out[:limit]
+		}
+		reply(w, 200, out)
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")

@@ -455,7 +455,7 @@ type SetTimeout struct {
 	ExtendOnly bool `json:"extendOnly,omitempty"`
 
 	// TimeoutSeconds 0 ends it now.
-	TimeoutSeconds int64 `json:"timeoutSeconds"`
+	TimeoutSeconds *int64 `json:"timeoutSeconds"`
 }
 
 // State defines model for State.

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -115,7 +116,7 @@ func Describe(err error, reference string) Public {
 		p.Message = "the server's disk is full: free space below its data directory and try again"
 		p.Internal = true
 	case p.Status < 500, p.Status == statusUnavailable, p.Status == statusNotImplemented:
-		p.Message = err.Error()
+		p.Message = Text(err)
 	case p.Status == statusTimeout:
 		p.Message = "the server gave up waiting (reference " + reference + ")"
 		p.Internal = true
@@ -126,8 +127,37 @@ func Describe(err error, reference string) Public {
 	return p
 }
 
+// Text is the text of err without the words of its own errdefs class, which say
+// nothing to people that the status does not say to programs.
+func Text(err error) string {
+	text := err.Error()
+	for _, class := range []error{
+		errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrPermissionDenied,
+		errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrConflict, errdefs.ErrAborted,
+		errdefs.ErrOutOfRange, errdefs.ErrNotImplemented, errdefs.ErrUnavailable, errdefs.ErrUnauthenticated,
+	} {
+		if !errors.Is(err, class) {
+			continue // these words are somebody else's, the kernel's for example
+		}
+		words := class.Error()
+		text = strings.ReplaceAll(text, ": "+words+": ", ": ")
+		if rest := strings.TrimPrefix(text, words+": "); rest != "" {
+			text = rest
+		}
+		if rest := strings.TrimSuffix(text, ": "+words); rest != "" {
+			text = rest
+		}
+	}
+	return text
+}
+
+// ErrTooLarge is the class of a request whose body is above its limit. It is an
+// errdefs.ErrInvalidArgument with a status of its own.
+var ErrTooLarge = fmt.Errorf("request too large: %w", errdefs.ErrInvalidArgument)
+
 // Numbers of net/http, spelled here so that Describe reads as a table.
 const (
+	statusTooLarge       = 413
 	statusNotImplemented = 501
 	statusUnavailable    = 503
 	statusTimeout        = 504
@@ -166,6 +196,7 @@ func classOf(err error) class {
 		{errdefs.IsUnauthorized, 401, "unauthenticated", ExitAuth},
 		{errdefs.IsPermissionDenied, 403, "permission_denied", ExitAuth},
 		{errdefs.IsNotFound, 404, "not_found", ExitNotFound},
+		{func(err error) bool { return errors.Is(err, ErrTooLarge) }, statusTooLarge, "resource_exhausted", ExitUsage},
 		{errdefs.IsInvalidArgument, 400, "invalid_argument", ExitUsage},
 		{errdefs.IsOutOfRange, 400, "out_of_range", ExitUsage},
 		{errdefs.IsAlreadyExists, 409, "already_exists", ExitConflict},
@@ -203,7 +234,9 @@ func Exit(err error) int {
 // a status, or nil for a success.
 func FromStatus(status int) error {
 	switch status {
-	case 400, 413, 422:
+	case statusTooLarge:
+		return ErrTooLarge
+	case 400, 422:
 		return errdefs.ErrInvalidArgument
 	case 401:
 		return errdefs.ErrUnauthenticated

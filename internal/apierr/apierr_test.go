@@ -28,6 +28,7 @@ func TestMapping(t *testing.T) {
 		exit    int
 	}{
 		{"invalid", errdefs.ErrInvalidArgument, 400, "invalid_argument", 2},
+		{"too large", apierr.New(apierr.ErrTooLarge, "body"), 413, "resource_exhausted", 2},
 		{"field", apierr.Field("timeout", "must be positive"), 400, "invalid_argument", 2},
 		{"unauthenticated", errdefs.ErrUnauthenticated, 401, "unauthenticated", 4},
 		{"denied", errdefs.ErrPermissionDenied, 403, "permission_denied", 4},
@@ -59,7 +60,7 @@ func TestMapping(t *testing.T) {
 
 func TestFromStatusIsTheWayBack(t *testing.T) {
 	t.Parallel()
-	for _, status := range []int{400, 401, 403, 404, 409, 429, 501, 503, 504, 500} {
+	for _, status := range []int{400, 401, 403, 404, 409, 413, 429, 501, 503, 504, 500} {
 		if got := apierr.Status(apierr.FromStatus(status)); got != status {
 			t.Errorf("Status(FromStatus(%d)) = %d", status, got)
 		}
@@ -132,5 +133,30 @@ func TestRetryAfterIsAWholeNumber(t *testing.T) {
 		if got := w.Header().Get("Retry-After"); got != want {
 			t.Errorf("RetryAfter(%v) = %q, want %q", d, got, want)
 		}
+	}
+}
+
+func TestTextHasNoClassWords(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"at the end", fmt.Errorf("host: name is empty: %w", errdefs.ErrInvalidArgument), "host: name is empty"},
+		{"at the beginning", fmt.Errorf("%w: no such thing", errdefs.ErrNotFound), "no such thing"},
+		{"within", fmt.Errorf("delete: %w: in use", errdefs.ErrConflict), "delete: in use"},
+		{"nothing else", errdefs.ErrUnavailable, "unavailable"},
+		{"the kernel's words stay", fmt.Errorf("open x: %w: %w", syscall.EACCES, errdefs.ErrUnavailable), "open x: permission denied"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			if got := apierr.Text(tc.err); got != tc.want {
+				t.Errorf("Text(%v) = %q, want %q", tc.err, got, tc.want)
+			}
+			if got := apierr.Describe(tc.err, "r").Message; got != tc.want {
+				t.Errorf("Describe(%v) shows %q, want %q", tc.err, got, tc.want)
+			}
+		})
 	}
 }
