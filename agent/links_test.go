@@ -125,6 +125,7 @@ func TestLinks(t *testing.T) {
 		{"user's link to root's link", daemon, nil, func(home string) string { return home + "/byroot" }, true},
 		{"root's link to user's link", nil, nil, func(home string) string { return home + "/byuser" }, true},
 		{"user's link to user's files", daemon, daemon, func(home string) string { return home + "/area" }, false},
+		{"root's link to user's files", nil, daemon, func(home string) string { return home + "/area" }, false},
 		{"root's link to root's files", nil, nil, func(home string) string { return home + "/area" }, false},
 	}
 	for _, k := range kinds {

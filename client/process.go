@@ -190,7 +190,7 @@ func (p *Process) failure() error {
 		return nil
 	}
 	if ce, ok := errors.AsType[*connect.Error](err); ok && !connect.IsWireError(ce) {
-		return &Error{Op: "wait for process", Code: "unreachable", Message: "the connection to the sandbox broke", cause: err}
+		return &Error{Op: "wait for process", Code: "unreachable", Message: "the connection to the sandbox broke: " + ce.Message(), cause: err}
 	}
 	if connect.CodeOf(err) == connect.CodeDeadlineExceeded {
 		return fmt.Errorf("%w: %w", ErrTimeout, rpcError("wait for process", err))

@@ -29,6 +29,7 @@ import (
 
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
+	"github.com/caisson-dev/caisson/internal/duplex"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/secret"
@@ -764,5 +765,32 @@ func TestGuestThatTalksNonsense(t *testing.T) {
 	<-done
 	if resp.StatusCode != 502 || strings.Contains(body, "SSH") || strings.Contains(body, "127.0.0.1") {
 		t.Errorf("= %d %s", resp.StatusCode, body)
+	}
+}
+
+// A port that answers before it has read the request, as one that refuses it
+// does: the answer arrives whole, and the server does not trip over the rest.
+func TestAnswerBeforeTheBody(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{ports: map[uint16]http.Handler{3000: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		duplex.Enable(rw, r).Answer(rw.Header())
+		fmt.Fprint(rw, "no, thanks")
+	})}})
+	for _, port := range []string{"3000", "4000"} { // nothing listens on the second
+		c, err := net.Dial("tcp", w.server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: %s-%s.localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", port, boxID)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || (port == "3000") != (string(body) == "no, thanks") || !resp.Close {
+			t.Errorf("port %s: %d %q, %v, close %t; want an answer and the end of the connection", port, resp.StatusCode, body, err, resp.Close)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caisson-dev/caisson/internal/duplex"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 )
@@ -26,13 +27,7 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		kind = "agent"
 	}
 	tame := to.shared && to.port == agentPort && r.URL.Path == "/files"
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		// Without full duplex the first byte of the answer closes the request's
-		// body. The transport may still be at it, although the guest has all
-		// of it, and then gives up the connection and the rest of the answer.
-		// Besides, a client that streams its body may want answers early.
-		_ = http.NewResponseController(w).EnableFullDuplex() // not every writer can, and most requests need not
-	}
+	body := duplex.Enable(w, r)
 	p := httputil.ReverseProxy{
 		Transport:     b.transport,
 		FlushInterval: -1,
@@ -40,6 +35,9 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		Rewrite:       func(pr *httputil.ProxyRequest) { rewrite(pr, live, to) },
 		ModifyResponse: func(resp *http.Response) error {
 			h.observe(kind, resp.StatusCode, time.Since(start))
+			if resp.StatusCode != http.StatusSwitchingProtocols {
+				body.Answer(resp.Header)
+			}
 			if tame {
 				tameFile(resp)
 			}
@@ -47,6 +45,7 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			h.observe(kind, http.StatusBadGateway, time.Since(start))
+			body.Answer(w.Header())
 			h.failed(w, r, b, to, err)
 		},
 		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),

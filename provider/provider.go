@@ -84,6 +84,15 @@ type Restorer interface {
 	Restore(ctx context.Context, spec Spec, a snapshot.Artifact, v snapshot.Vault) (Box, error)
 }
 
+// Destroyer is a Provider that can destroy a box without opening it: one whose
+// agent does not answer, or one that has ended and whose remains it keeps, so
+// that Open can tell how it ended.
+type Destroyer interface {
+	// Destroy ends the box, if it still runs, and removes all that it had on
+	// the host; errdefs.ErrNotFound when there is nothing of such a box.
+	Destroy(ctx context.Context, h Handle) error
+}
+
 // Limit names a resource limit that a provider can enforce.
 type Limit string
 

@@ -276,9 +276,20 @@ func (m *Manager) destroyByID(ctx context.Context, id string) error {
 	return nil
 }
 
-// destroy removes a box that is not open, behind a network that leads nowhere,
-// and reports whether there was one.
+// destroy removes a box that is not open, or what is left of it, and reports
+// whether there was one. With a provider that cannot do so by its handle the box
+// is opened, behind a network that leads nowhere.
 func (m *Manager) destroy(ctx context.Context, h provider.Handle) (bool, error) {
+	if d, ok := m.deps.Provider.(provider.Destroyer); ok {
+		err := d.Destroy(ctx, h)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("destroy box: %w", err)
+		}
+		return true, nil
+	}
 	box, err := m.deps.Provider.Open(ctx, h, nowhere{})
 	if errdefs.IsNotFound(err) {
 		return false, nil

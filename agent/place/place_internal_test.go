@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -124,5 +125,92 @@ func TestCopyStaysOnItsSide(t *testing.T) {
 		if left, err := os.ReadDir(dir + path); err != nil || len(left) != want {
 			t.Errorf("in %s: %v, %v, want %d", path, left, err, want)
 		}
+	}
+}
+
+// planted returns a directory of root's with a file only for root, and one of
+// user 1 with a file f, a link fl to root's file and a link dl to its
+// directory.
+func planted(t *testing.T) (area, his string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("changing users needs root")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	area, his = dir+"/area", dir+"/his"
+	err := errors.Join(os.Mkdir(area, 0o755), os.WriteFile(area+"/file", []byte("old"), 0o600), os.Mkdir(his, 0o755),
+		os.WriteFile(his+"/f", nil, 0o644), os.Symlink(area+"/file", his+"/fl"), os.Symlink(area, his+"/dl"))
+	for _, path := range []string{his, his + "/f", his + "/fl", his + "/dl"} {
+		err = errors.Join(err, os.Lchown(path, 1, 1))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return area, his
+}
+
+// TestWriteSwapped writes a file that its owner keeps exchanging for a link.
+func TestWriteSwapped(t *testing.T) {
+	t.Parallel()
+	area, his := planted(t)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := unix.Renameat2(unix.AT_FDCWD, his+"/f", unix.AT_FDCWD, his+"/fl", unix.RENAME_EXCHANGE); err != nil {
+				t.Errorf("exchange: %v", err)
+				return
+			}
+		}
+	})
+	w := NewWalker(account.NewDatabase())
+	results := map[bool]int{}
+	for range 3000 {
+		p, err := w.Open(his + "/f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, _, err := p.Write(account.User{UID: 1, GID: 1})
+		if err == nil {
+			_ = f.Close()
+		} else if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ELOOP) {
+			t.Errorf("Write() = %v", err)
+		}
+		results[err == nil]++
+		p.Close()
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(area+"/file", &st); err != nil || st.Uid != 0 || st.Size != 3 {
+		t.Errorf("root's file belongs to %d and has %d bytes, %v; results %v", st.Uid, st.Size, err, results)
+	}
+}
+
+// TestTempBehindLink refuses before anything appears in the directory.
+func TestTempBehindLink(t *testing.T) {
+	t.Parallel()
+	_, his := planted(t)
+	p, err := NewWalker(account.NewDatabase()).Open(his + "/dl/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	temp, err := p.Temp()
+	if _, ok := errors.AsType[*LinkError](err); !ok {
+		t.Errorf("Temp() = %v, want a LinkError", err)
+	}
+	if temp != nil {
+		temp.Close()
 	}
 }

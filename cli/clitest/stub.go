@@ -24,6 +24,7 @@ import (
 	"github.com/caisson-dev/caisson/agent"
 	"github.com/caisson-dev/caisson/agent/control"
 	"github.com/caisson-dev/caisson/client"
+	"github.com/caisson-dev/caisson/internal/duplex"
 )
 
 // Stub is an in-process stand-in for a server: the native API over maps, and
@@ -43,7 +44,7 @@ type Stub struct {
 
 type box struct {
 	sb     client.Sandbox
-	route  *httputil.ReverseProxy
+	route  *url.URL
 	flows  []client.Flow
 	events []client.Event
 	stop   context.CancelFunc
@@ -210,7 +211,7 @@ func (s *Stub) front(api http.Handler) http.Handler {
 		}
 		s.mu.Lock()
 		b := s.boxes[id]
-		var route http.Handler
+		var route *url.URL
 		if b != nil && b.sb.State == client.Running && r.Header.Get("E2b-Sandbox-Port") == "49983" {
 			route = b.route
 		}
@@ -219,7 +220,13 @@ func (s *Stub) front(api http.Handler) http.Handler {
 			refuse(w, 502, "The sandbox was not found")
 			return
 		}
-		route.ServeHTTP(w, r)
+		body := duplex.Enable(w, r)
+		(&httputil.ReverseProxy{
+			Rewrite:        func(p *httputil.ProxyRequest) { p.SetURL(route) },
+			ModifyResponse: func(resp *http.Response) error { body.Answer(resp.Header); return nil },
+			FlushInterval:  -1,
+			ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		}).ServeHTTP(w, r)
 	})
 }
 
@@ -294,15 +301,10 @@ func (s *Stub) start(sb client.Sandbox, env map[string]string) (*box, error) {
 	}()
 	dir := s.t.TempDir()
 	err = a.Init(ctx, control.Init{SandboxID: sb.ID, AccessToken: sb.AgentToken, EnvVars: env, DefaultUser: "root", DefaultWorkdir: dir})
-	u := &url.URL{Scheme: "http", Host: l.Addr().String()}
 	return &box{
 		sb: sb, stop: func() { cancel(); <-done },
 		events: []client.Event{{Seq: 1, At: sb.CreatedAt, Type: "sandbox.created", Actor: "k1", SandboxID: sb.ID, Fields: map[string]string{"template": "base\x1b[31m"}}},
-		route: &httputil.ReverseProxy{
-			Rewrite:       func(p *httputil.ProxyRequest) { p.SetURL(u) },
-			FlushInterval: -1,
-			ErrorLog:      slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
-		},
+		route:  &url.URL{Scheme: "http", Host: l.Addr().String()},
 	}, err
 }
 

@@ -228,23 +228,48 @@ func (g *Group) V2() bool { return g.v2 != "" }
 // Dirs lists the group's directories.
 func (g *Group) Dirs() []string { return bases(g.v2, g.memory, g.cpu, g.acct) }
 
-// Remove removes the group; its processes must have ended. The kernel may need
-// a moment to notice.
+// Remove kills what is left in the group and removes it.
 func (g *Group) Remove() error { return RemoveDirs(g.Dirs()) }
 
 // RemoveDirs removes group directories by path, as recorded by an earlier
-// engine. Those that are absent are no error.
+// engine, with the processes in them: it kills them as often as it takes,
+// because one may fork before it dies, and the kernel needs a moment to notice
+// an end. Directories that are absent are no error.
 func RemoveDirs(dirs []string) error {
 	const attempts = 200
-	var errs []error
-	for range attempts {
-		errs = removeAll(dirs)
+	for attempt := 1; ; attempt++ {
+		errs := removeAll(dirs)
 		if len(errs) == 0 {
 			return nil
 		}
+		if attempt == attempts {
+			return fmt.Errorf("remove cgroup: %w", errors.Join(errs...))
+		}
+		killAll(dirs)
 		time.Sleep(5 * time.Millisecond)
 	}
-	return fmt.Errorf("remove cgroup: %w", errors.Join(errs...))
+}
+
+// Sweep removes every group below the base directories, with the processes in
+// it: what an engine that died has made and not recorded. No box of the calling
+// engine may exist.
+func (m *Manager) Sweep() error {
+	var errs []error
+	for _, base := range bases(m.v2, m.memory, m.cpu, m.acct) {
+		entries, err := os.ReadDir(base)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list cgroups: %w", err))
+			continue
+		}
+		var dirs []string
+		for _, e := range entries {
+			if e.IsDir() {
+				dirs = append(dirs, filepath.Join(base, e.Name()))
+			}
+		}
+		errs = append(errs, RemoveDirs(dirs))
+	}
+	return errors.Join(errs...)
 }
 
 func removeAll(dirs []string) []error {
@@ -257,8 +282,8 @@ func removeAll(dirs []string) []error {
 	return errs
 }
 
-// KillAll sends SIGKILL to every process in the given groups.
-func KillAll(dirs []string) {
+// killAll sends SIGKILL to every process in the given groups.
+func killAll(dirs []string) {
 	for _, d := range dirs {
 		b, err := os.ReadFile(filepath.Join(d, "cgroup.procs"))
 		if err != nil {

@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"time"
 
@@ -152,19 +154,30 @@ func (b *box) verdict(ws unix.WaitStatus) *wire.Exit {
 	return x
 }
 
-// panicked returns the first line of what the sentry said when it crashed.
+// panicked returns the first line of what the sentry said when it crashed. Its
+// log shares the file; a warning there is no crash.
 func (b *box) panicked() string {
 	f, err := os.Open(filepath.Join(b.dir, bundle.PanicLog))
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	head, err := io.ReadAll(io.LimitReader(f, 512))
-	if err != nil {
-		return ""
+	return crashLine(io.LimitReader(f, 64<<10))
+}
+
+// logLine matches the head of a line of the sentry's log: the letter of its
+// severity and the date.
+var logLine = regexp.MustCompile(`^[DIW][0-9]{4} [0-9:.]+ `)
+
+// crashLine returns the first line that is not of a log, cut to 512 bytes.
+func crashLine(r io.Reader) string {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if line := bytes.TrimSpace(lines.Bytes()); len(line) > 0 && !logLine.Match(line) {
+			return string(line[:min(len(line), 512)])
+		}
 	}
-	line, _, _ := strings.Cut(strings.TrimSpace(string(head)), "\n")
-	return line
+	return ""
 }
 
 // finish releases what the box had on the host and announces its end. What

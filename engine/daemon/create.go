@@ -181,7 +181,7 @@ func (b *box) boot(ctx context.Context, c wire.Create) error {
 	if err := b.save(); err != nil {
 		b.kill(wire.ReasonDestroyed, "its record could not be written")
 		waitPIDFD(sentry.PIDFD)
-		_, _ = sentry.Reap(ctx)
+		_, _ = sentry.Reap(context.WithoutCancel(ctx))
 		return err
 	}
 	return nil

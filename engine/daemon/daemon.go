@@ -83,7 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	defer e.cgroups.Close() // after the spawners have left them
 	e.pool, err = spawner.NewPool(max(o.Spawners, 1), spawner.Options{
 		Debug: o.Debug, Rootless: e.rootless,
-	}, e.log, e.killOrphans)
+	}, e.log, children)
 	if err != nil {
 		return fmt.Errorf("start spawners: %w", err)
 	}

@@ -86,6 +86,11 @@ func (e *Engine) recover() error {
 		}
 		e.adopt(path, r)
 	}
+	// What was made and not recorded.
+	e.killStrays()
+	if err := e.cgroups.Sweep(); err != nil {
+		e.log.Error("remove cgroups of lost boxes", slog.Any("error", err))
+	}
 	// Control sockets of dead sandboxes; the directory is the current one.
 	stale, err := filepath.Glob("runsc-*.sock")
 	if err != nil {
@@ -129,7 +134,6 @@ func (e *Engine) adopt(dir string, r record) {
 	if r.Box.PID > 0 {
 		killRecorded(r.Box.PID, r.Started)
 	}
-	cgroup.KillAll(r.Cgroups)
 	if err := cgroup.RemoveDirs(r.Cgroups); err != nil {
 		b.log.Error("remove cgroup of lost box", slog.Any("error", err))
 	}
@@ -184,27 +188,35 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(string(f[19]), 10, 64)
 }
 
-// killOrphans kills children of this process that are neither spawners nor
-// sandboxes on record: a spawner that died in the middle of a start leaves one.
-func (e *Engine) killOrphans() {
-	known := e.pool.PIDs()
-	e.mu.Lock()
-	for _, b := range e.boxes {
-		known[b.snapshot().PID] = true
+// killStrays kills sandbox processes of this directory, whoever started them:
+// where there are no control groups, nothing else finds one that was not
+// recorded any more. No box of this engine may exist.
+func (e *Engine) killStrays() {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		e.log.Error("list processes", slog.Any("error", err))
+		return
 	}
-	e.mu.Unlock()
-	for _, pid := range children(os.Getpid()) {
-		if known[pid] {
+	mark := []byte("\x00--bundle=" + filepath.Join(e.o.Root, "boxes") + "/")
+	for _, ent := range entries {
+		pid, err := strconv.Atoi(ent.Name())
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		e.log.Warn("kill orphaned process", slog.Int("pid", pid))
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = unix.Wait4(pid, nil, 0, nil)
+		started, err := startTime(pid)
+		if err != nil {
+			continue
+		}
+		if args, err := os.ReadFile(filepath.Join("/proc", ent.Name(), "cmdline")); err == nil && bytes.Contains(args, mark) {
+			e.log.Warn("kill process of lost box", slog.Int("pid", pid))
+			killRecorded(pid, started)
+		}
 	}
 }
 
-// children lists the direct children of process parent.
-func children(parent int) []int {
+// children lists the direct children of this process.
+func children() []int {
+	parent := os.Getpid()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil

@@ -6,11 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/exec"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,14 +27,20 @@ type Pool struct {
 	o    Options
 	log  *slog.Logger
 	free chan *worker
-	// Orphans is called after a spawner died, when sandboxes that it had not
-	// announced may be left.
-	orphans func()
+	// children lists the children of this process, the engine.
+	children func() []int
 
-	mu      sync.Mutex
+	// starting is held while a spawner is started and not yet in workers, so
+	// that nobody takes it for an orphan. It comes before mu.
+	starting sync.Mutex
+
+	mu      sync.Mutex // guards what follows
 	workers map[*worker]bool
-	closed  bool
-	wg      sync.WaitGroup
+	// sentries counts, by process, sandboxes announced and not reaped: a number
+	// may be another's before its reaping has been noted.
+	sentries map[int]int
+	closed   bool
+	wg       sync.WaitGroup
 }
 
 // Sentry is a started sandbox process.
@@ -44,12 +48,17 @@ type Sentry struct {
 	PID int
 	// PIDFD refers to the process; it is the caller's.
 	PIDFD *os.File
+	p     *Pool
 	w     *worker
 }
 
-// NewPool starts n spawners. orphans is called whenever one of them died.
-func NewPool(n int, o Options, log *slog.Logger, orphans func()) (*Pool, error) {
-	p := &Pool{o: o, log: log, free: make(chan *worker, n), orphans: orphans, workers: make(map[*worker]bool)}
+// NewPool starts n spawners. children lists the children of this process: a
+// spawner that dies in the middle of a start leaves one, which is killed.
+func NewPool(n int, o Options, log *slog.Logger, children func() []int) (*Pool, error) {
+	p := &Pool{
+		o: o, log: log, free: make(chan *worker, n), children: children,
+		workers: make(map[*worker]bool), sentries: make(map[int]int),
+	}
 	for range n {
 		if err := p.add(); err != nil {
 			return nil, errors.Join(err, p.Close())
@@ -70,26 +79,17 @@ func (p *Pool) Close() error {
 	return nil
 }
 
-// PIDs lists the spawner processes.
-func (p *Pool) PIDs() map[int]bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pids := make(map[int]bool, len(p.workers))
-	for w := range p.workers {
-		pids[w.cmd.Process.Pid] = true
-	}
-	return pids
-}
-
 // Spawn starts the sandbox of the bundle in dir. The files, in the order of
 // spawnRequest, stay the caller's. When it fails, no process is left.
 // The sandbox starts inside group.
 func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgroup.Group, files []*os.File) (*Sentry, error) {
 	var w *worker
-	select {
-	case w = <-p.free:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	for w == nil || w.dead() { // one that has just died was not dropped yet
+		select {
+		case w = <-p.free:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 	// A start that has begun is finished even if the caller has gone; only then
 	// is it known what to clean up.
@@ -101,9 +101,7 @@ func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgro
 		_ = w.cmd.Process.Kill()
 		return nil, &wire.Error{Code: wire.CodeUnavailable, Message: "the sandbox process did not start in time"}
 	}
-	if !w.dead() {
-		p.free <- w
-	}
+	p.release(w)
 	if err != nil {
 		closeFiles(got)
 		return nil, fmt.Errorf("start sandbox: %w", err)
@@ -111,15 +109,17 @@ func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgro
 	var r spawnReply
 	if err := json.Unmarshal(m.Body, &r); err != nil || len(got) != 1 {
 		closeFiles(got)
+		p.forget(r.PID)
 		return nil, fmt.Errorf("start sandbox: bad reply of spawner: %w", err)
 	}
-	return &Sentry{PID: r.PID, PIDFD: got[0], w: w}, nil
+	return &Sentry{PID: r.PID, PIDFD: got[0], p: p, w: w}, nil
 }
 
 // Reap collects the status of a sandbox that has ended. It is called once.
 func (s *Sentry) Reap(ctx context.Context) (unix.WaitStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, spawnTimeout)
 	defer cancel()
+	defer s.p.forget(s.PID)
 	m, files, err := s.w.call(ctx, opReap, reapRequest{PID: s.PID})
 	closeFiles(files)
 	if err == nil {
@@ -137,7 +137,15 @@ func (s *Sentry) Reap(ctx context.Context) (unix.WaitStatus, error) {
 }
 
 func (p *Pool) add() error {
-	w, err := startWorker(p.o)
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	p.mu.Lock()
+	closed := p.closed
+	p.mu.Unlock()
+	if closed {
+		return nil
+	}
+	w, err := startWorker(p.o, p.announce)
 	if err != nil {
 		return err
 	}
@@ -154,6 +162,32 @@ func (p *Pool) add() error {
 	return nil
 }
 
+// announce notes a started sandbox. A worker calls it for every one before it is
+// known to have died.
+func (p *Pool) announce(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sentries[pid]++
+}
+
+func (p *Pool) forget(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sentries[pid]--; p.sentries[pid] <= 0 {
+		delete(p.sentries, pid)
+	}
+}
+
+// release makes a spawner available again, unless it has died: watch drops a
+// dead one only once, so none may follow.
+func (p *Pool) release(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.workers[w] {
+		p.free <- w // has room for all of them
+	}
+}
+
 // watch owns one spawner until it ends, and then replaces it.
 func (p *Pool) watch(w *worker) {
 	started := time.Now()
@@ -168,12 +202,56 @@ func (p *Pool) watch(w *worker) {
 	}
 	p.log.Error("spawner died", slog.Any("error", err))
 	p.drop(w)
-	p.orphans()
+	p.killOrphans()
 	if time.Since(started) < time.Second {
 		time.Sleep(time.Second) // it cannot start; do not spin
 	}
-	if err := p.add(); err != nil {
-		p.log.Error("replace spawner", slog.Any("error", err))
+	for {
+		err := p.add()
+		if err == nil {
+			return
+		}
+		p.log.Error("replace spawner; will retry", slog.Any("error", err))
+		time.Sleep(time.Second)
+	}
+}
+
+// killOrphans kills children of this process that are neither spawners nor
+// announced sandboxes. While another spawner is dead and its last words are
+// unread, a child may be one that it announces there; the look that follows that
+// spawner's end finds what is left.
+func (p *Pool) killOrphans() {
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	for _, pid := range p.orphans(p.children()) {
+		p.log.Warn("kill orphaned process", slog.Int("pid", pid))
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+	}
+}
+
+func (p *Pool) orphans(children []int) []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	spawners := make(map[int]bool, len(p.workers))
+	for w := range p.workers {
+		if hasEnded(w.cmd.Process.Pid) {
+			return nil
+		}
+		spawners[w.cmd.Process.Pid] = true
+	}
+	return slices.DeleteFunc(children, func(pid int) bool { return spawners[pid] || p.sentries[pid] > 0 })
+}
+
+// hasEnded reports whether a child has ended, without reaping it; true also when
+// it has been reaped.
+func hasEnded(pid int) bool {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err != nil || info.Signo != 0
+		}
 	}
 }
 
@@ -188,113 +266,5 @@ func (p *Pool) drop(dead *worker) {
 		default:
 			return
 		}
-	}
-}
-
-// worker is the engine's end of one spawner process.
-type worker struct {
-	cmd  *exec.Cmd
-	conn *wire.Conn
-	gone chan struct{}
-
-	mu      sync.Mutex
-	next    uint64
-	pending map[uint64]chan reply
-}
-
-type reply struct {
-	m     wire.Message
-	files []*os.File
-}
-
-func startWorker(o Options) (*worker, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make spawner socket: %w", err)
-	}
-	mine, theirs := os.NewFile(uintptr(fds[0]), "spawner"), os.NewFile(uintptr(fds[1]), "engine")
-	defer theirs.Close()
-	c, err := net.FileConn(mine)
-	_ = mine.Close()
-	if err != nil {
-		return nil, fmt.Errorf("open spawner socket: %w", err)
-	}
-	args := []string{"spawner"}
-	if o.Debug {
-		args = append(args, "--debug")
-	}
-	if o.Rootless {
-		args = append(args, "--rootless")
-	}
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Args[0] = "caisson-engine"
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Stderr = os.Stderr
-	// A session of its own, so that a terminal's signals do not reach it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("start spawner: %w", err)
-	}
-	return &worker{
-		cmd: cmd, conn: wire.NewConn(c.(*net.UnixConn)), gone: make(chan struct{}),
-		pending: make(map[uint64]chan reply),
-	}, nil
-}
-
-func (w *worker) dead() bool {
-	select {
-	case <-w.gone:
-		return true
-	default:
-		return false
-	}
-}
-
-func (w *worker) receive() {
-	defer close(w.gone)
-	defer w.conn.Close()
-	for {
-		m, files, err := w.conn.Receive()
-		if err != nil {
-			return
-		}
-		w.mu.Lock()
-		ch := w.pending[m.ID]
-		delete(w.pending, m.ID)
-		w.mu.Unlock()
-		if ch == nil { // its caller gave up
-			closeFiles(files)
-			continue
-		}
-		ch <- reply{m, files}
-	}
-}
-
-func (w *worker) call(ctx context.Context, op string, body any, files ...*os.File) (wire.Message, []*os.File, error) {
-	ch := make(chan reply, 1)
-	w.mu.Lock()
-	w.next++
-	id := w.next
-	w.pending[id] = ch
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		delete(w.pending, id)
-		w.mu.Unlock()
-	}()
-	if err := w.conn.Send(wire.Message{ID: id, Op: op, Body: wire.Encode(body)}, files...); err != nil {
-		return wire.Message{}, nil, err
-	}
-	select {
-	case r := <-ch:
-		if r.m.Error != nil {
-			return r.m, r.files, r.m.Error
-		}
-		return r.m, r.files, nil
-	case <-w.gone:
-		return wire.Message{}, nil, &wire.Error{Code: wire.CodeUnavailable, Message: "the spawner died"}
-	case <-ctx.Done():
-		return wire.Message{}, nil, ctx.Err()
 	}
 }

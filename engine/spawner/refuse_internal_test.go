@@ -14,6 +14,10 @@ import (
 const asChild = "CAISSON_TEST_REFUSE"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "spawner" { // a pool starts its own executable
+		script()
+		return
+	}
 	if os.Getenv(asChild) == "" {
 		os.Exit(m.Run())
 	}

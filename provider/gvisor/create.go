@@ -171,8 +171,8 @@ func (p *Provider) Open(ctx context.Context, h provider.Handle, a egress.Attachm
 	if a == nil {
 		return nil, fmt.Errorf("open box: no egress attachment: %w", errdefs.ErrInvalidArgument)
 	}
-	if h.Provider != Name || h.Version != 1 || !wire.ValidID(h.ID) {
-		return nil, fmt.Errorf("open box: handle of %s version %d: %w", h.Provider, h.Version, errdefs.ErrInvalidArgument)
+	if err := checkHandle(h); err != nil {
+		return nil, fmt.Errorf("open box: %w", err)
 	}
 	if b := p.running(h.ID); b != nil {
 		if !b.attach(a) {
@@ -214,6 +214,34 @@ func (p *Provider) Open(ctx context.Context, h provider.Handle, a egress.Attachm
 		return nil, fmt.Errorf("open box: %w", err)
 	}
 	return b, nil
+}
+
+// Destroy implements provider.Destroyer.
+func (p *Provider) Destroy(ctx context.Context, h provider.Handle) error {
+	if err := checkHandle(h); err != nil {
+		return fmt.Errorf("destroy box: %w", err)
+	}
+	if b := p.running(h.ID); b != nil {
+		return b.Destroy(ctx)
+	}
+	boxes, err := p.list(ctx)
+	if err != nil {
+		return fmt.Errorf("destroy box: %w", err)
+	}
+	if !slices.ContainsFunc(boxes, func(b wire.Box) bool { return b.ID == h.ID }) {
+		return fmt.Errorf("destroy box: box %s: %w", h.ID, errdefs.ErrNotFound)
+	}
+	if err := p.call(ctx, wire.OpKill, wire.ByID{ID: h.ID}, nil); err != nil {
+		return fmt.Errorf("destroy box: %w", err)
+	}
+	return nil
+}
+
+func checkHandle(h provider.Handle) error {
+	if h.Provider != Name || h.Version != 1 || !wire.ValidID(h.ID) {
+		return fmt.Errorf("handle of %s version %d: %w", h.Provider, h.Version, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // running finds a box that is open here and has not ended.

@@ -74,6 +74,7 @@ type Provider struct {
 var (
 	_ provider.Provider    = (*Provider)(nil)
 	_ provider.Restorer    = (*Provider)(nil)
+	_ provider.Destroyer   = (*Provider)(nil)
 	_ provider.Box         = (*Box)(nil)
 	_ provider.Snapshotter = (*Box)(nil)
 	_ provider.Claimer     = (*Box)(nil)
