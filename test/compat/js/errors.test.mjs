@@ -25,8 +25,6 @@ test('the key of this server passes the SDK format check', () => {
 
 test('options that are not built are refused by name', async () => {
   const cases = [
-    ['autoPause', { lifecycle: { onTimeout: 'pause' } }],
-    ['autoPause', { lifecycle: { onTimeout: { action: 'pause', keepMemory: false } } }],
     ['volumeMounts', { volumeMounts: { '/data': 'some-volume' } }],
     ['iam', { iam: { tokens: { aws: { audience: 'sts.example.com', tokenType: 'JWT-SVID' } } } }],
     ['rules', { network: { rules: { 'api.example.com': [{ transform: { headers: { 'X-Key': 'v' } } }] } } }],

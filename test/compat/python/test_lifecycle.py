@@ -200,7 +200,6 @@ def test_bad_timeouts():
 
 def test_options_that_are_not_built():
     for field, opts in (
-        ("autoPause", {"lifecycle": {"on_timeout": "pause"}}),
         ("volumeMounts", {"volume_mounts": {"/data": "some-volume"}}),
         ("iam", {"iam": {"tokens": {"aws": {"audience": "sts.example.com", "token_type": "JWT-SVID"}}}}),
         ("rules", {"network": {"rules": {"api.example.com": [{"transform": {"headers": {"X-Key": "v"}}}]}}}),
