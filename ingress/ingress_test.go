@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -48,6 +47,12 @@ type boxes struct {
 	mu   sync.Mutex
 	live map[sandbox.ID]*sandbox.Live
 	gone map[sandbox.ID]chan struct{}
+
+	dormant map[sandbox.ID]sandbox.Dormant
+	transit map[sandbox.ID]chan struct{}
+	wake    func(context.Context, sandbox.ID) (*sandbox.Live, error)
+	// onTransit is called when somebody has asked for a transition.
+	onTransit func()
 }
 
 func (b *boxes) Live(id sandbox.ID) (*sandbox.Live, bool) {
@@ -57,11 +62,25 @@ func (b *boxes) Live(id sandbox.ID) (*sandbox.Live, bool) {
 	return l, ok
 }
 
-func (*boxes) Transit(sandbox.ID) <-chan struct{}         { return nil }
-func (*boxes) Dormant(sandbox.ID) (sandbox.Dormant, bool) { return sandbox.Dormant{}, false }
+func (b *boxes) Transit(id sandbox.ID) <-chan struct{} {
+	b.mu.Lock()
+	settled, asked := b.transit[id], b.onTransit
+	b.mu.Unlock()
+	if asked != nil {
+		asked()
+	}
+	return settled
+}
 
-func (*boxes) Wake(context.Context, sandbox.ID) (*sandbox.Live, error) {
-	return nil, errdefs.ErrNotFound
+func (b *boxes) Dormant(id sandbox.ID) (sandbox.Dormant, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d, ok := b.dormant[id]
+	return d, ok
+}
+
+func (b *boxes) Wake(ctx context.Context, id sandbox.ID) (*sandbox.Live, error) {
+	return b.wake(ctx, id)
 }
 
 func (b *boxes) EachLive(yield func(*sandbox.Live) bool) {

@@ -157,8 +157,6 @@ type Store interface {
 	// Admit is Mutate for a step that makes the sandbox live: like Insert it
 	// refuses, with errdefs.ErrResourceExhausted, what is above the limit.
 	Admit(ctx context.Context, id ID, maxLive int, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error)
-	// CountLive counts the team's Pending and Running records.
-	CountLive(ctx context.Context, team identity.TeamID) (int, error)
 	// Unfinished returns every record that is not Killed or Failed, for
 	// recovery.
 	Unfinished(ctx context.Context) ([]Sandbox, error)

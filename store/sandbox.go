@@ -133,12 +133,6 @@ func (s *Store) mutate(ctx context.Context, id sandbox.ID, first func(q *db.Quer
 	return out, nil
 }
 
-// CountLive implements sandbox.Store.
-func (s *Store) CountLive(ctx context.Context, team identity.TeamID) (int, error) {
-	n, err := s.rq.CountTeamSandboxes(ctx, string(team))
-	return int(n), err
-}
-
 // Unfinished implements sandbox.Store.
 func (s *Store) Unfinished(ctx context.Context) ([]sandbox.Sandbox, error) {
 	rows, err := s.rq.UnfinishedSandboxes(ctx)
