@@ -23,8 +23,8 @@ const (
 	pollEvery = 250 * time.Millisecond
 	// keepaliveEvery keeps proxies from closing a quiet stream.
 	keepaliveEvery = 15 * time.Second
-	// lastReads is how often a log is read in vain after the sandbox ended,
-	// because its last rows are written a moment later.
+	// lastReads is how often a log is read in vain after the sandbox ended or
+	// was paused, because its last rows are written a moment later.
 	lastReads = 3
 )
 
@@ -136,8 +136,8 @@ func latest[T any](ctx context.Context, read reader[T], seq func(T) int64, n int
 	return best, nil
 }
 
-// follow streams a log as server-sent events until the sandbox has ended and
-// all was sent, the client leaves or the server stops.
+// follow streams a log as server-sent events until the sandbox has ended or is
+// paused and all was sent, the client leaves or the server stops.
 type follow[T any] struct {
 	server *server
 	ctx    context.Context //nolint:containedctx // of the request that this answers
@@ -168,6 +168,8 @@ func (f *follow[T]) stream(w http.ResponseWriter) error {
 	for {
 		// Asked before reading, so that the last rows are not missed.
 		_, running := f.server.Sandboxes.Live(f.id)
+		// One that is being paused may run on, and its pause is a row to come.
+		running = running || f.server.Sandboxes.Transit(f.id) != nil
 		sent, err := f.send(w)
 		if err != nil {
 			return nil //nolint:nilerr // the stream has begun: to end it is all that is left

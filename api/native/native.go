@@ -36,9 +36,16 @@ type Sandboxes interface {
 	Extend(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (sandbox.Sandbox, error)
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
-	Live(id sandbox.ID) (*sandbox.Live, bool)
 	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
 	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
+	Lookup
+}
+
+// Lookup finds sandboxes without a query.
+type Lookup interface {
+	Live(id sandbox.ID) (*sandbox.Live, bool)
+	Dormant(id sandbox.ID) (sandbox.Dormant, bool)
+	Transit(id sandbox.ID) <-chan struct{}
 }
 
 // EgressLog reads the egress log; package store implements it. The caller has

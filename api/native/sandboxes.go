@@ -15,6 +15,7 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/secret"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -103,6 +104,9 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 	}
 	var err error
 	if req.Network, err = s.network(in.Network, in.Egress); err != nil {
+		return nil, err
+	}
+	if err := readLifecycle(&req, in.Lifecycle); err != nil {
 		return nil, err
 	}
 	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
@@ -245,14 +249,18 @@ func (s *server) PutNetwork(ctx context.Context, r nativeapi.PutNetworkRequestOb
 	return nativeapi.PutNetwork200JSONResponse(s.detail(box)), nil
 }
 
-// detail is wire with the tokens of a running sandbox.
+// detail is wire with the tokens of a sandbox that can be reached.
 func (s *server) detail(box sandbox.Sandbox) nativeapi.Sandbox {
 	out := s.wire(box)
+	agent, traffic, private := secret.Value{}, secret.Value{}, false
 	if live, ok := s.Sandboxes.Live(box.ID); ok && box.State == sandbox.Running {
-		out.AgentToken = live.AgentToken.Reveal()
-		if live.PrivateTraffic {
-			out.TrafficToken = live.TrafficToken.Reveal()
-		}
+		agent, traffic, private = live.AgentToken, live.TrafficToken, live.PrivateTraffic
+	} else if d, ok := s.Sandboxes.Dormant(box.ID); ok && box.State == sandbox.Paused {
+		agent, traffic, private = d.AgentToken, d.TrafficToken, d.PrivateTraffic
+	}
+	out.AgentToken = agent.Reveal()
+	if private {
+		out.TrafficToken = traffic.Reveal()
 	}
 	return out
 }
@@ -266,7 +274,7 @@ func (s *server) wire(box sandbox.Sandbox) nativeapi.Sandbox {
 	for _, r := range box.Egress.Rules {
 		rules = append(rules, rule(r))
 	}
-	return nativeapi.Sandbox{
+	out := nativeapi.Sandbox{
 		Id: string(box.ID), Name: box.Name, Template: string(box.Template), TemplateName: box.Alias,
 		BuildID: string(box.Build), State: nativeapi.State(box.State), Reason: box.Reason,
 		Provider: box.Handle.Provider, Node: box.Node, Resources: resources(box.Resources),
@@ -278,10 +286,16 @@ func (s *server) wire(box sandbox.Sandbox) nativeapi.Sandbox {
 			Version: box.Egress.Version, Rules: rules,
 			Default: nativeapi.EgressPolicyDefault(cmp.Or(box.Egress.Default, egress.Deny)),
 		},
-		Metadata: metadata, Domain: s.PublicDomain,
+		Metadata: metadata, Domain: s.PublicDomain, Lifecycle: lifecycle(box),
 		CreatedAt: box.CreatedAt.UTC(), StartedAt: optional(box.StartedAt),
 		EndsAt: optional(box.EndsAt), EndedAt: optional(box.EndedAt),
 	}
+	if a := box.Saved; a != nil {
+		// The end of a saved sandbox is when it was paused.
+		out.EndsAt, out.PausedAt = nil, out.EndsAt
+		out.Saved = &nativeapi.Saved{Kind: nativeapi.SavedKind(a.Kind), SizeBytes: a.SizeBytes}
+	}
+	return out
 }
 
 func resources(r provider.Resources) nativeapi.Resources {

@@ -111,6 +111,42 @@ func (e FlowVerdict) Valid() bool {
 	}
 }
 
+// Defines values for LifecycleOnTimeout.
+const (
+	Kill  LifecycleOnTimeout = "kill"
+	Pause LifecycleOnTimeout = "pause"
+)
+
+// Valid indicates whether the value is a known member of the LifecycleOnTimeout enum.
+func (e LifecycleOnTimeout) Valid() bool {
+	switch e {
+	case Kill:
+		return true
+	case Pause:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SavedKind.
+const (
+	Filesystem SavedKind = "filesystem"
+	Memory     SavedKind = "memory"
+)
+
+// Valid indicates whether the value is a known member of the SavedKind enum.
+func (e SavedKind) Valid() bool {
+	switch e {
+	case Filesystem:
+		return true
+	case Memory:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for State.
 const (
 	Failed   State = "failed"
@@ -175,9 +211,12 @@ type CreateKey struct {
 
 // CreateSandbox defines model for CreateSandbox.
 type CreateSandbox struct {
-	Egress   *EgressOptions    `json:"egress,omitempty"`
-	Env      map[string]string `json:"env,omitempty"`
-	Metadata map[string]string `json:"metadata,omitempty"`
+	Egress *EgressOptions    `json:"egress,omitempty"`
+	Env    map[string]string `json:"env,omitempty"`
+
+	// Lifecycle What a sandbox wants of pause and resume; set at creation.
+	Lifecycle *Lifecycle        `json:"lifecycle,omitempty"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
 
 	// Name A label; need not be unique.
 	Name    string   `json:"name,omitempty"`
@@ -348,6 +387,21 @@ type Key struct {
 	Team string `json:"team"`
 }
 
+// Lifecycle What a sandbox wants of pause and resume; set at creation.
+type Lifecycle struct {
+	// AutoResume Traffic to the paused sandbox resumes it, for the timeout of its creation and at least five minutes. Only what was saved with its memory wakes so; not with `filesOnly`.
+	AutoResume bool `json:"autoResume,omitempty"`
+
+	// FilesOnly The pause on timeout keeps the files and not the memory. Only with `onTimeout` pause.
+	FilesOnly bool `json:"filesOnly,omitempty"`
+
+	// OnTimeout What happens when its time is over.
+	OnTimeout LifecycleOnTimeout `json:"onTimeout,omitempty"`
+}
+
+// LifecycleOnTimeout What happens when its time is over.
+type LifecycleOnTimeout string
+
 // Limits Defaults and maxima of this server; zero means no limit.
 type Limits struct {
 	// Default In a request a zero or absent member means the template's default.
@@ -379,7 +433,7 @@ type Network struct {
 
 // PauseSandbox defines model for PauseSandbox.
 type PauseSandbox struct {
-	// FilesOnly Keep the files and not the memory; processes start anew.
+	// FilesOnly Keep the files and not the memory - processes end for good.
 	FilesOnly bool `json:"filesOnly,omitempty"`
 }
 
@@ -416,28 +470,41 @@ type ResumeSandbox struct {
 
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
-	// AgentToken Only while it runs, and not in lists.
+	// AgentToken Only while it can be reached - it runs, or traffic wakes it - and not in lists.
 	AgentToken string    `json:"agentToken,omitempty"`
 	BuildID    string    `json:"buildID,omitempty"`
 	CreatedAt  time.Time `json:"createdAt"`
 	Domain     string    `json:"domain,omitempty"`
 
 	// Egress The effective policy. The first rule that matches decides.
-	Egress   EgressPolicy      `json:"egress"`
-	EndedAt  *time.Time        `json:"endedAt,omitempty"`
-	EndsAt   *time.Time        `json:"endsAt,omitempty"`
-	Id       string            `json:"id"`
-	Metadata map[string]string `json:"metadata"`
-	Name     string            `json:"name,omitempty"`
-	Network  Network           `json:"network"`
-	Node     string            `json:"node,omitempty"`
-	Provider string            `json:"provider,omitempty"`
+	Egress  EgressPolicy `json:"egress"`
+	EndedAt *time.Time   `json:"endedAt,omitempty"`
+
+	// EndsAt Absent while it is paused.
+	EndsAt *time.Time `json:"endsAt,omitempty"`
+	Id     string     `json:"id"`
+
+	// Lifecycle What a sandbox wants of pause and resume; set at creation.
+	Lifecycle Lifecycle         `json:"lifecycle"`
+	Metadata  map[string]string `json:"metadata"`
+	Name      string            `json:"name,omitempty"`
+	Network   Network           `json:"network"`
+	Node      string            `json:"node,omitempty"`
+
+	// PausedAt Only while it is paused or being resumed.
+	PausedAt *time.Time `json:"pausedAt,omitempty"`
+	Provider string     `json:"provider,omitempty"`
 
 	// Reason Why it ended: killed, timeout, oom, crashed, engine_lost, orphaned, or an error text.
 	Reason string `json:"reason,omitempty"`
 
 	// Resources In a request a zero or absent member means the template's default.
-	Resources Resources  `json:"resources"`
+	Resources Resources `json:"resources"`
+
+	// Saved What a paused sandbox keeps.
+	Saved *Saved `json:"saved,omitempty"`
+
+	// StartedAt When it was created, or resumed last.
 	StartedAt *time.Time `json:"startedAt,omitempty"`
 	State     State      `json:"state"`
 
@@ -445,16 +512,27 @@ type Sandbox struct {
 	Template     string `json:"template"`
 	TemplateName string `json:"templateName,omitempty"`
 
-	// TrafficToken Only while it runs with privateTraffic, and not in lists.
+	// TrafficToken Like agentToken, with privateTraffic.
 	TrafficToken string `json:"trafficToken,omitempty"`
 }
+
+// Saved What a paused sandbox keeps.
+type Saved struct {
+	Kind SavedKind `json:"kind"`
+
+	// SizeBytes Length of its files; on disk they may be sparse.
+	SizeBytes int64 `json:"sizeBytes"`
+}
+
+// SavedKind defines model for Saved.Kind.
+type SavedKind string
 
 // SetTimeout defines model for SetTimeout.
 type SetTimeout struct {
 	// ExtendOnly Never move the end to an earlier time.
 	ExtendOnly bool `json:"extendOnly,omitempty"`
 
-	// TimeoutSeconds 0 ends it now.
+	// TimeoutSeconds 0 is its end now - killed or paused as `lifecycle.onTimeout` says.
 	TimeoutSeconds *int64 `json:"timeoutSeconds"`
 }
 
@@ -617,13 +695,13 @@ type ServerInterface interface {
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
-	// PauseSandbox Save a running sandbox and end its processes. What is saved is complete when this answers.
+	// PauseSandbox Save a running sandbox and end its box. What is saved is complete when this answers. 409 when it is paused already.
 	// (POST /sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID)
-	// SetTimeout Move the end of a running sandbox to now plus a timeout.
+	// SetTimeout Move the end of a running sandbox to now plus a timeout. 409 when it is paused.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(w http.ResponseWriter, r *http.Request, id ID)
 	// GetStatus What this server is and whether it can create sandboxes now.
@@ -2206,13 +2284,13 @@ type StrictServerInterface interface {
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(ctx context.Context, request PutNetworkRequestObject) (PutNetworkResponseObject, error)
-	// PauseSandbox Save a running sandbox and end its processes. What is saved is complete when this answers.
+	// PauseSandbox Save a running sandbox and end its box. What is saved is complete when this answers. 409 when it is paused already.
 	// (POST /sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
-	// SetTimeout Move the end of a running sandbox to now plus a timeout.
+	// SetTimeout Move the end of a running sandbox to now plus a timeout. 409 when it is paused.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(ctx context.Context, request SetTimeoutRequestObject) (SetTimeoutResponseObject, error)
 	// GetStatus What this server is and whether it can create sandboxes now.
