@@ -1,7 +1,7 @@
 // Pause and resume through the SDK: what is kept, who may wake a sandbox, and
 // what repeated and concurrent calls answer.
 import assert from 'node:assert/strict';
-import { Sandbox, eventually, sandbox, test } from './harness.mjs';
+import { Sandbox, api, apiError, eventually, rawSandbox, sandbox, test } from './harness.mjs';
 
 const count = '(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!';
 const counts = (pid) => `kill -0 ${pid} && a=$(cat /tmp/n) && sleep 0.3 && [ "$(cat /tmp/n)" -gt "$a" ] && echo counts`;
@@ -100,4 +100,29 @@ test('a timeout cannot be set while paused', async (t) => {
   await box.pause();
   await assert.rejects(box.setTimeout(10_000));
   assert.equal((await Sandbox.getInfo(box.sandboxId)).state, 'paused');
+});
+
+test('pause: the answers on the wire', async (t) => {
+  const box = await rawSandbox(t);
+  const call = (verb, body, id = box.sandboxID) => api('POST', `/sandboxes/${id}/${verb}`, body);
+  apiError(await call('pause', {}, 'i0000000000000000dead'), 404, /doesn't exist/);
+  apiError(await call('pause', { memory: 'no' }), 400, /memory/);
+  apiError(await call('resume', { timeout: 60 }), 409, /running/);
+  assert.equal((await call('connect', { timeout: 60 })).status, 200);
+  assert.equal((await call('pause', { requireHealthyGuest: true })).status, 204);
+  apiError(await call('pause'), 409, /paused/);
+  apiError(await api('POST', `/sandboxes/${box.sandboxID}/timeout`, { timeout: 60 }), 409, /is paused/);
+  apiError(await call('connect', { timeout: 60, memory: false }), 400, /memory/);
+  apiError(await call('connect', { timeout: 0 }), 400, /timeout/);
+  apiError(await call('connect', { timeout: 10_000_000 }), 400, /timeout/);
+  const resumed = await call('resume', { timeout: 60 });
+  assert.equal(resumed.status, 201);
+  assert.equal(resumed.json.sandboxID, box.sandboxID);
+  assert.equal(resumed.json.envdAccessToken, box.envdAccessToken);
+  assert.equal((await call('pause', { memory: false })).status, 204);
+  const connected = await call('connect', { timeout: 60 });
+  assert.equal(connected.status, 201);
+  assert.equal(connected.json.envdAccessToken, box.envdAccessToken);
+  assert.equal((await api('DELETE', `/sandboxes/${box.sandboxID}`)).status, 204);
+  for (const verb of ['pause', 'resume', 'connect']) apiError(await call(verb, { timeout: 60 }), 404, /doesn't exist/);
 });
