@@ -166,10 +166,16 @@ type Deadliner interface {
 
 // Stats is a sample of what a box uses.
 type Stats struct {
-	At             time.Time
-	CPUUsage       time.Duration // CPU time since the box started
+	At       time.Time
+	CPUUsage time.Duration // CPU time since the box started
+	// MemoryBytes is what counts against the limit and cannot be dropped at
+	// once; CacheBytes is page cache that can.
 	MemoryBytes    int64
+	CacheBytes     int64
 	MemoryMaxBytes int64
+	// DiskBytes is what the box's changes to its file system take on the host's
+	// disk, without the template below them. Zero where it is not known.
+	DiskBytes int64
 	Processes      int // host processes of the box
 }
 

@@ -12,24 +12,27 @@ import (
 type Stats struct {
 	CPUNanos       int64
 	MemoryBytes    int64
+	CacheBytes     int64
 	MemoryMaxBytes int64 // zero when unlimited
 	Processes      int
 }
 
 // Stats reads the group. Memory leaves out page cache that the kernel can drop
-// at once. What the host does not account stays zero.
+// at once, which is Cache. What the host does not account stays zero.
 func (g *Group) Stats() Stats {
 	s := Stats{MemoryMaxBytes: g.limits.MemoryBytes}
 	switch {
 	case g.v2 != "":
 		s.CPUNanos = keyed(g.v2, "cpu.stat", "usage_usec") * 1000
-		s.MemoryBytes = max(number(g.v2, "memory.current")-keyed(g.v2, "memory.stat", "inactive_file"), 0)
+		s.CacheBytes = keyed(g.v2, "memory.stat", "inactive_file")
+		s.MemoryBytes = max(number(g.v2, "memory.current")-s.CacheBytes, 0)
 	default:
 		if g.acct != "" {
 			s.CPUNanos = number(g.acct, "cpuacct.usage")
 		}
 		if g.memory != "" {
-			s.MemoryBytes = max(number(g.memory, "memory.usage_in_bytes")-keyed(g.memory, "memory.stat", "total_inactive_file"), 0)
+			s.CacheBytes = keyed(g.memory, "memory.stat", "total_inactive_file")
+			s.MemoryBytes = max(number(g.memory, "memory.usage_in_bytes")-s.CacheBytes, 0)
 		}
 	}
 	if dirs := g.Dirs(); len(dirs) > 0 {

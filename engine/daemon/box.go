@@ -46,6 +46,7 @@ type box struct {
 	nic      *os.File // host's end
 	nicPeer  *os.File // guest's end, until start or restore
 	agent    *os.File // host's end of the control channel
+	layer    *os.File // writable layer, to tell its size
 	deadline *time.Timer
 	reason   string // why it is being killed, when it is
 	detail   string
@@ -217,8 +218,8 @@ func (b *box) release() error {
 	if b.oom != nil {
 		_ = b.oom.Close()
 	}
-	closeFiles([]*os.File{b.nic, b.nicPeer, b.agent})
-	b.nic, b.nicPeer, b.agent = nil, nil, nil
+	closeFiles([]*os.File{b.nic, b.nicPeer, b.agent, b.layer})
+	b.nic, b.nicPeer, b.agent, b.layer = nil, nil, nil, nil
 	if b.console != nil {
 		b.console.close()
 	}

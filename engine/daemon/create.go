@@ -230,6 +230,9 @@ func (b *box) open(c wire.Create) (given []*os.File, err error) {
 		return given, err
 	}
 	given = append(given, layer)
+	if b.layer, err = dup(layer); err != nil {
+		return given, err
+	}
 	if c.FilesFrom == "" {
 		return given, nil
 	}

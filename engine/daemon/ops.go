@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/caisson-dev/caisson/engine/cgroup"
@@ -165,7 +166,7 @@ func (b *box) attach() (reply, error) {
 
 func (b *box) stats() wire.Stats {
 	b.mu.Lock()
-	group, pid := b.group, b.info.PID
+	group, pid, disk := b.group, b.info.PID, allocated(b.layer)
 	b.mu.Unlock()
 	var s cgroup.Stats
 	if group != nil && len(group.Dirs()) > 0 {
@@ -173,5 +174,26 @@ func (b *box) stats() wire.Stats {
 	} else {
 		s = treeStats(pid)
 	}
-	return wire.Stats{CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, MemoryMaxBytes: s.MemoryMaxBytes, Processes: s.Processes}
+	return wire.Stats{
+		CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, CacheBytes: s.CacheBytes, DiskBytes: disk,
+		MemoryMaxBytes: s.MemoryMaxBytes, Processes: s.Processes,
+	}
+}
+
+// allocated is what a file takes on the disk, which is less than its length
+// where it has holes; zero for a box whose file is closed.
+func allocated(f *os.File) int64 {
+	if f == nil {
+		return 0
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	const sector = 512 // the unit of st_blocks, whatever the file system's is
+	return st.Blocks * sector
 }

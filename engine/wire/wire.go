@@ -218,8 +218,13 @@ type WaitReply struct {
 
 // Stats is a sample of what a box uses on the host.
 type Stats struct {
-	CPUNanos       int64 `json:"cpuNanos"`
-	MemoryBytes    int64 `json:"memoryBytes"`
+	CPUNanos    int64 `json:"cpuNanos"`
+	MemoryBytes int64 `json:"memoryBytes"`
+	// CacheBytes is page cache that the kernel can drop at once; MemoryBytes
+	// leaves it out.
+	CacheBytes int64 `json:"cacheBytes"`
+	// DiskBytes is what the box's writable layer takes on the host's disk.
+	DiskBytes      int64 `json:"diskBytes"`
 	MemoryMaxBytes int64 `json:"memoryMaxBytes"`
 	Processes      int   `json:"processes"`
 }

@@ -122,7 +122,8 @@ func (b *Box) Stats(ctx context.Context) (provider.Stats, error) {
 	}
 	return provider.Stats{
 		At: time.Now(), CPUUsage: time.Duration(s.CPUNanos),
-		MemoryBytes: s.MemoryBytes, MemoryMaxBytes: s.MemoryMaxBytes, Processes: s.Processes,
+		MemoryBytes: s.MemoryBytes, CacheBytes: s.CacheBytes, MemoryMaxBytes: s.MemoryMaxBytes,
+		DiskBytes: s.DiskBytes, Processes: s.Processes,
 	}, nil
 }
 
