@@ -95,6 +95,8 @@ type Retention struct {
 	Sandboxes time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
 	EgressLog time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`
 	Audit     time.Duration `key:"audit" doc:"How long audit events are kept."`
+	Metrics   time.Duration `key:"metrics" doc:"How long samples of sandboxes are kept. They get thinner with age: all for 2 hours, one in 30 seconds for a day, then one in 5 minutes."`
+	Usage     time.Duration `key:"usage" doc:"How long is kept what each run of a sandbox used, for caisson usage."`
 	EgressMax int           `key:"egress_max" doc:"Lines of the egress log kept for each sandbox; the oldest go first."`
 }
 
@@ -104,9 +106,11 @@ type Log struct {
 	Format string `key:"format" doc:"text, json, or auto: text on a terminal and json elsewhere."`
 }
 
-// Metrics says where Prometheus finds its figures.
+// Metrics says where Prometheus finds its figures, and how often sandboxes are
+// measured.
 type Metrics struct {
-	Listen string `key:"listen" doc:"Separate address for GET /metrics. Empty means the main listener, which answers it to loopback clients only."`
+	Listen   string        `key:"listen" doc:"Separate address for GET /metrics. Empty means the main listener, which answers it to loopback clients only."`
+	Interval time.Duration `key:"interval" doc:"How often each sandbox is measured, for its metrics and its usage: 1s to 1m. A server that is killed loses at most this much of what is billed."`
 }
 
 // Defaults returns the configuration of an installation where nothing is set.
@@ -128,7 +132,8 @@ func Defaults(env Environ) Config {
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
-		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, EgressMax: 10000},
+		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, Metrics: 7 * 24 * time.Hour, Usage: 400 * 24 * time.Hour, EgressMax: 10000},
+		Metrics:   Metrics{Interval: 5 * time.Second},
 		Log:       Log{Level: "info", Format: "auto"},
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caisson-dev/caisson/egress"
 )
@@ -46,6 +47,14 @@ func (l *Loaded) validate() error {
 	c.tls(cfg.TLS)
 	c.egress(cfg.Egress)
 	c.limits(cfg.Limits)
+	if i := cfg.Metrics.Interval; i < time.Second || i > time.Minute {
+		c.fail("metrics.interval", "%s is not between 1s and 1m", i)
+	}
+	for key, keep := range map[string]time.Duration{"retention.metrics": cfg.Retention.Metrics, "retention.usage": cfg.Retention.Usage} {
+		if keep < time.Hour {
+			c.fail(key, "%s is below 1h", keep)
+		}
+	}
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
 	if cfg.Database != "" && !strings.HasPrefix(cfg.Database, "postgres://") && !strings.HasPrefix(cfg.Database, "postgresql://") {

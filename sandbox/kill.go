@@ -89,6 +89,7 @@ func (m *Manager) finishEnd(ctx context.Context, e *entry, extra audit.Event, fi
 	}
 	var destroyErr error
 	if box != nil {
+		m.closing(ctx, e, box)
 		destroyErr = box.Destroy(ctx)
 	}
 	err := errors.Join(destroyErr, m.deps.Guard.Detach(ctx, string(e.id)))
@@ -108,6 +109,16 @@ func (m *Manager) finishEnd(ctx context.Context, e *entry, extra audit.Event, fi
 	}
 	m.forget(e)
 	return nil
+}
+
+// closing gives Deps.Closing its last look at a box.
+func (m *Manager) closing(ctx context.Context, e *entry, box provider.Box) {
+	m.mu.RLock()
+	l := e.live
+	m.mu.RUnlock()
+	if f := m.deps.Closing; f != nil && l != nil {
+		f(ctx, l, box)
+	}
 }
 
 // recordKilled writes the end; a record that has ended already, or is gone,

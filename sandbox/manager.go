@@ -99,7 +99,8 @@ type Resolver interface {
 	Build(ctx context.Context, id template.BuildID) (template.Build, error)
 }
 
-// Deps are what a Manager works with. All but Metrics must be set.
+// Deps are what a Manager works with. All but Vault, Closing and Metrics must
+// be set.
 type Deps struct {
 	Store     Store
 	Templates Resolver
@@ -109,7 +110,11 @@ type Deps struct {
 	// save and restore nothing, pausing is errdefs.ErrNotImplemented.
 	Vault snapshot.Vault
 	// Policy compiles a network configuration; its errors are the caller's.
-	Policy  func(Network) (egress.Policy, error)
+	Policy func(Network) (egress.Policy, error)
+	// Closing is called when the box of a sandbox that ran is about to be saved
+	// or destroyed, for a last look at what it used; the box may have died. It
+	// must return soon. May be nil.
+	Closing func(ctx context.Context, l *Live, box provider.Box)
 	Seed    identity.Seed
 	Log     *slog.Logger
 	Metrics Metrics

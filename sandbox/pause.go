@@ -170,6 +170,7 @@ func (m *Manager) saveBox(ctx context.Context, e *entry, k snapshot.Kind, by, wh
 	if err != nil {
 		return a, err
 	}
+	m.closing(ctx, e, e.box)
 	if a, err = box.Snapshot(ctx, k, m.deps.Vault); err != nil {
 		return a, because(ctx, fmt.Errorf("save box: %w", err))
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/caisson-dev/caisson/egress/gateway"
 	"github.com/caisson-dev/caisson/ingress"
 	"github.com/caisson-dev/caisson/ingress/tlscert"
+	"github.com/caisson-dev/caisson/meter"
 	"github.com/caisson-dev/caisson/provider/gvisor"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/store"
@@ -36,6 +37,7 @@ type node struct {
 	gateway *gateway.Gateway
 	prov    *gvisor.Provider
 	manager *sandbox.Manager
+	meter   *meter.Meter
 	domain  string
 }
 
@@ -93,6 +95,9 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	if n.prov, err = newProvider(ctx, n.home.dir, cfg, n.log); err != nil {
 		return err
 	}
+	if n.meter, err = n.newMeter(); err != nil {
+		return err
+	}
 	defaults, maxima := resources(cfg.Limits)
 	m := n.opts.Metrics
 	n.manager, err = sandbox.New(sandbox.Config{
@@ -102,6 +107,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}, sandbox.Deps{
 		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
+		Closing: n.closing,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },
@@ -144,7 +150,7 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	work.Go(func() error { return ended(n.manager.Run(workCtx)) })
 	work.Go(func() error { return ended(n.flows.Run(workCtx)) })
 	work.Go(func() error { return ended(n.home.keys.Run(workCtx)) })
-
+	work.Go(func() error { return ended(n.meter.Run(workCtx)) })
 	work.Go(func() error { return ended(n.maintain(workCtx)) })
 
 	// Until the sandboxes of the last run are taken over, connections wait in

@@ -125,6 +125,9 @@ func (s *Store) mutate(ctx context.Context, id sandbox.ID, first func(q *db.Quer
 		}
 		sb.Version = row.Version + 1
 		out = sb
+		if err := s.account(ctx, q, from, sb); err != nil {
+			return err
+		}
 		return appendEvent(ctx, q, eventOf(ev, sb))
 	})
 	if err != nil {

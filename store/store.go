@@ -41,6 +41,8 @@ type Store struct {
 	writer  *sql.DB
 	reader  *sql.DB // the same as writer on PostgreSQL
 	wq, rq  *db.Queries
+	// meter may be nil; see MeterWith.
+	meter Unwritten
 }
 
 // Open opens and migrates the database that dsn names: a postgres:// URL, or a

@@ -44,7 +44,8 @@ type box struct {
 	matcher *egress.Matcher
 	flows   map[*flow]struct{}
 	closed  bool
-	lost    int // records left out since the last one
+	lost    int   // records left out since the last one
+	in, out int64 // bytes of flows that ended
 }
 
 var _ egress.Attachment = (*box)(nil)
@@ -205,6 +206,20 @@ func (b *box) forget(f *flow) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.flows, f)
+	b.in += f.in.Load()
+	b.out += f.out.Load()
+}
+
+// traffic is what all flows have carried so far.
+func (b *box) traffic() (in, out int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	in, out = b.in, b.out
+	for f := range b.flows {
+		in += f.in.Load()
+		out += f.out.Load()
+	}
+	return in, out
 }
 
 func (b *box) open() []egress.Record {

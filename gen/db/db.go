@@ -30,6 +30,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.addNameStmt, err = db.PrepareContext(ctx, addName); err != nil {
 		return nil, fmt.Errorf("error preparing query AddName: %w", err)
 	}
+	if q.addSampleStmt, err = db.PrepareContext(ctx, addSample); err != nil {
+		return nil, fmt.Errorf("error preparing query AddSample: %w", err)
+	}
+	if q.beginRunStmt, err = db.PrepareContext(ctx, beginRun); err != nil {
+		return nil, fmt.Errorf("error preparing query BeginRun: %w", err)
+	}
 	if q.copyNamesStmt, err = db.PrepareContext(ctx, copyNames); err != nil {
 		return nil, fmt.Errorf("error preparing query CopyNames: %w", err)
 	}
@@ -54,6 +60,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteRecordsBeforeStmt, err = db.PrepareContext(ctx, deleteRecordsBefore); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteRecordsBefore: %w", err)
 	}
+	if q.deleteRunsBeforeStmt, err = db.PrepareContext(ctx, deleteRunsBefore); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteRunsBefore: %w", err)
+	}
+	if q.deleteSamplesBeforeStmt, err = db.PrepareContext(ctx, deleteSamplesBefore); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteSamplesBefore: %w", err)
+	}
 	if q.deleteSandboxStmt, err = db.PrepareContext(ctx, deleteSandbox); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteSandbox: %w", err)
 	}
@@ -68,6 +80,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.deleteTemplateNamesStmt, err = db.PrepareContext(ctx, deleteTemplateNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplateNames: %w", err)
+	}
+	if q.endRunStmt, err = db.PrepareContext(ctx, endRun); err != nil {
+		return nil, fmt.Errorf("error preparing query EndRun: %w", err)
 	}
 	if q.endedSandboxesStmt, err = db.PrepareContext(ctx, endedSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query EndedSandboxes: %w", err)
@@ -93,6 +108,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.getTemplateStmt, err = db.PrepareContext(ctx, getTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query GetTemplate: %w", err)
 	}
+	if q.growRunStmt, err = db.PrepareContext(ctx, growRun); err != nil {
+		return nil, fmt.Errorf("error preparing query GrowRun: %w", err)
+	}
 	if q.insertEventStmt, err = db.PrepareContext(ctx, insertEvent); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertEvent: %w", err)
 	}
@@ -117,6 +135,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.lastRecordStmt, err = db.PrepareContext(ctx, lastRecord); err != nil {
 		return nil, fmt.Errorf("error preparing query LastRecord: %w", err)
 	}
+	if q.lastRunStmt, err = db.PrepareContext(ctx, lastRun); err != nil {
+		return nil, fmt.Errorf("error preparing query LastRun: %w", err)
+	}
+	if q.lastSamplesStmt, err = db.PrepareContext(ctx, lastSamples); err != nil {
+		return nil, fmt.Errorf("error preparing query LastSamples: %w", err)
+	}
 	if q.leaseSandboxStmt, err = db.PrepareContext(ctx, leaseSandbox); err != nil {
 		return nil, fmt.Errorf("error preparing query LeaseSandbox: %w", err)
 	}
@@ -131,6 +155,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.listRecordsStmt, err = db.PrepareContext(ctx, listRecords); err != nil {
 		return nil, fmt.Errorf("error preparing query ListRecords: %w", err)
+	}
+	if q.listSamplesStmt, err = db.PrepareContext(ctx, listSamples); err != nil {
+		return nil, fmt.Errorf("error preparing query ListSamples: %w", err)
 	}
 	if q.listSandboxEventsStmt, err = db.PrepareContext(ctx, listSandboxEvents); err != nil {
 		return nil, fmt.Errorf("error preparing query ListSandboxEvents: %w", err)
@@ -165,6 +192,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.nextValueStmt, err = db.PrepareContext(ctx, nextValue); err != nil {
 		return nil, fmt.Errorf("error preparing query NextValue: %w", err)
 	}
+	if q.oldestSampleStmt, err = db.PrepareContext(ctx, oldestSample); err != nil {
+		return nil, fmt.Errorf("error preparing query OldestSample: %w", err)
+	}
 	if q.publicTemplateByNameStmt, err = db.PrepareContext(ctx, publicTemplateByName); err != nil {
 		return nil, fmt.Errorf("error preparing query PublicTemplateByName: %w", err)
 	}
@@ -186,8 +216,17 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.runningMetadataStmt, err = db.PrepareContext(ctx, runningMetadata); err != nil {
 		return nil, fmt.Errorf("error preparing query RunningMetadata: %w", err)
 	}
+	if q.sandboxRunsStmt, err = db.PrepareContext(ctx, sandboxRuns); err != nil {
+		return nil, fmt.Errorf("error preparing query SandboxRuns: %w", err)
+	}
 	if q.setTeamLimitStmt, err = db.PrepareContext(ctx, setTeamLimit); err != nil {
 		return nil, fmt.Errorf("error preparing query SetTeamLimit: %w", err)
+	}
+	if q.teamRunsStmt, err = db.PrepareContext(ctx, teamRuns); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamRuns: %w", err)
+	}
+	if q.teamSpansStmt, err = db.PrepareContext(ctx, teamSpans); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamSpans: %w", err)
 	}
 	if q.templateByIDStmt, err = db.PrepareContext(ctx, templateByID); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateByID: %w", err)
@@ -223,6 +262,16 @@ func (q *Queries) Close() error {
 	if q.addNameStmt != nil {
 		if cerr := q.addNameStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing addNameStmt: %w", cerr)
+		}
+	}
+	if q.addSampleStmt != nil {
+		if cerr := q.addSampleStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing addSampleStmt: %w", cerr)
+		}
+	}
+	if q.beginRunStmt != nil {
+		if cerr := q.beginRunStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing beginRunStmt: %w", cerr)
 		}
 	}
 	if q.copyNamesStmt != nil {
@@ -265,6 +314,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing deleteRecordsBeforeStmt: %w", cerr)
 		}
 	}
+	if q.deleteRunsBeforeStmt != nil {
+		if cerr := q.deleteRunsBeforeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteRunsBeforeStmt: %w", cerr)
+		}
+	}
+	if q.deleteSamplesBeforeStmt != nil {
+		if cerr := q.deleteSamplesBeforeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteSamplesBeforeStmt: %w", cerr)
+		}
+	}
 	if q.deleteSandboxStmt != nil {
 		if cerr := q.deleteSandboxStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteSandboxStmt: %w", cerr)
@@ -288,6 +347,11 @@ func (q *Queries) Close() error {
 	if q.deleteTemplateNamesStmt != nil {
 		if cerr := q.deleteTemplateNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteTemplateNamesStmt: %w", cerr)
+		}
+	}
+	if q.endRunStmt != nil {
+		if cerr := q.endRunStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing endRunStmt: %w", cerr)
 		}
 	}
 	if q.endedSandboxesStmt != nil {
@@ -330,6 +394,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing getTemplateStmt: %w", cerr)
 		}
 	}
+	if q.growRunStmt != nil {
+		if cerr := q.growRunStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing growRunStmt: %w", cerr)
+		}
+	}
 	if q.insertEventStmt != nil {
 		if cerr := q.insertEventStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing insertEventStmt: %w", cerr)
@@ -370,6 +439,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing lastRecordStmt: %w", cerr)
 		}
 	}
+	if q.lastRunStmt != nil {
+		if cerr := q.lastRunStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing lastRunStmt: %w", cerr)
+		}
+	}
+	if q.lastSamplesStmt != nil {
+		if cerr := q.lastSamplesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing lastSamplesStmt: %w", cerr)
+		}
+	}
 	if q.leaseSandboxStmt != nil {
 		if cerr := q.leaseSandboxStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing leaseSandboxStmt: %w", cerr)
@@ -393,6 +472,11 @@ func (q *Queries) Close() error {
 	if q.listRecordsStmt != nil {
 		if cerr := q.listRecordsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing listRecordsStmt: %w", cerr)
+		}
+	}
+	if q.listSamplesStmt != nil {
+		if cerr := q.listSamplesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listSamplesStmt: %w", cerr)
 		}
 	}
 	if q.listSandboxEventsStmt != nil {
@@ -450,6 +534,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing nextValueStmt: %w", cerr)
 		}
 	}
+	if q.oldestSampleStmt != nil {
+		if cerr := q.oldestSampleStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing oldestSampleStmt: %w", cerr)
+		}
+	}
 	if q.publicTemplateByNameStmt != nil {
 		if cerr := q.publicTemplateByNameStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing publicTemplateByNameStmt: %w", cerr)
@@ -485,9 +574,24 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing runningMetadataStmt: %w", cerr)
 		}
 	}
+	if q.sandboxRunsStmt != nil {
+		if cerr := q.sandboxRunsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing sandboxRunsStmt: %w", cerr)
+		}
+	}
 	if q.setTeamLimitStmt != nil {
 		if cerr := q.setTeamLimitStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing setTeamLimitStmt: %w", cerr)
+		}
+	}
+	if q.teamRunsStmt != nil {
+		if cerr := q.teamRunsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamRunsStmt: %w", cerr)
+		}
+	}
+	if q.teamSpansStmt != nil {
+		if cerr := q.teamSpansStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamSpansStmt: %w", cerr)
 		}
 	}
 	if q.templateByIDStmt != nil {
@@ -566,6 +670,8 @@ type Queries struct {
 	tx                          *sql.Tx
 	addMetaStmt                 *sql.Stmt
 	addNameStmt                 *sql.Stmt
+	addSampleStmt               *sql.Stmt
+	beginRunStmt                *sql.Stmt
 	copyNamesStmt               *sql.Stmt
 	countKeysStmt               *sql.Stmt
 	countRunningStmt            *sql.Stmt
@@ -574,11 +680,14 @@ type Queries struct {
 	deleteEventsStmt            *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
 	deleteRecordsBeforeStmt     *sql.Stmt
+	deleteRunsBeforeStmt        *sql.Stmt
+	deleteSamplesBeforeStmt     *sql.Stmt
 	deleteSandboxStmt           *sql.Stmt
 	deleteSandboxNamesStmt      *sql.Stmt
 	deleteSandboxRecordsStmt    *sql.Stmt
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
+	endRunStmt                  *sql.Stmt
 	endedSandboxesStmt          *sql.Stmt
 	expiredSandboxesStmt        *sql.Stmt
 	getBuildStmt                *sql.Stmt
@@ -587,6 +696,7 @@ type Queries struct {
 	getSandboxStmt              *sql.Stmt
 	getTeamStmt                 *sql.Stmt
 	getTemplateStmt             *sql.Stmt
+	growRunStmt                 *sql.Stmt
 	insertEventStmt             *sql.Stmt
 	insertKeyStmt               *sql.Stmt
 	insertRecordStmt            *sql.Stmt
@@ -595,11 +705,14 @@ type Queries struct {
 	insertTemplateNameStmt      *sql.Stmt
 	keyByHashStmt               *sql.Stmt
 	lastRecordStmt              *sql.Stmt
+	lastRunStmt                 *sql.Stmt
+	lastSamplesStmt             *sql.Stmt
 	leaseSandboxStmt            *sql.Stmt
 	listBuildsStmt              *sql.Stmt
 	listEventsStmt              *sql.Stmt
 	listKeysStmt                *sql.Stmt
 	listRecordsStmt             *sql.Stmt
+	listSamplesStmt             *sql.Stmt
 	listSandboxEventsStmt       *sql.Stmt
 	listSandboxesAscendingStmt  *sql.Stmt
 	listSandboxesDescendingStmt *sql.Stmt
@@ -611,6 +724,7 @@ type Queries struct {
 	namesStmt                   *sql.Stmt
 	nextDeadlineStmt            *sql.Stmt
 	nextValueStmt               *sql.Stmt
+	oldestSampleStmt            *sql.Stmt
 	publicTemplateByNameStmt    *sql.Stmt
 	putBuildStmt                *sql.Stmt
 	putMetaStmt                 *sql.Stmt
@@ -618,7 +732,10 @@ type Queries struct {
 	revokeKeyStmt               *sql.Stmt
 	rootfsDigestsStmt           *sql.Stmt
 	runningMetadataStmt         *sql.Stmt
+	sandboxRunsStmt             *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
+	teamRunsStmt                *sql.Stmt
+	teamSpansStmt               *sql.Stmt
 	templateByIDStmt            *sql.Stmt
 	templateByNameStmt          *sql.Stmt
 	templateNamesStmt           *sql.Stmt
@@ -634,6 +751,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		tx:                          tx,
 		addMetaStmt:                 q.addMetaStmt,
 		addNameStmt:                 q.addNameStmt,
+		addSampleStmt:               q.addSampleStmt,
+		beginRunStmt:                q.beginRunStmt,
 		copyNamesStmt:               q.copyNamesStmt,
 		countKeysStmt:               q.countKeysStmt,
 		countRunningStmt:            q.countRunningStmt,
@@ -642,11 +761,14 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteEventsStmt:            q.deleteEventsStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,
 		deleteRecordsBeforeStmt:     q.deleteRecordsBeforeStmt,
+		deleteRunsBeforeStmt:        q.deleteRunsBeforeStmt,
+		deleteSamplesBeforeStmt:     q.deleteSamplesBeforeStmt,
 		deleteSandboxStmt:           q.deleteSandboxStmt,
 		deleteSandboxNamesStmt:      q.deleteSandboxNamesStmt,
 		deleteSandboxRecordsStmt:    q.deleteSandboxRecordsStmt,
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
+		endRunStmt:                  q.endRunStmt,
 		endedSandboxesStmt:          q.endedSandboxesStmt,
 		expiredSandboxesStmt:        q.expiredSandboxesStmt,
 		getBuildStmt:                q.getBuildStmt,
@@ -655,6 +777,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		getSandboxStmt:              q.getSandboxStmt,
 		getTeamStmt:                 q.getTeamStmt,
 		getTemplateStmt:             q.getTemplateStmt,
+		growRunStmt:                 q.growRunStmt,
 		insertEventStmt:             q.insertEventStmt,
 		insertKeyStmt:               q.insertKeyStmt,
 		insertRecordStmt:            q.insertRecordStmt,
@@ -663,11 +786,14 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		insertTemplateNameStmt:      q.insertTemplateNameStmt,
 		keyByHashStmt:               q.keyByHashStmt,
 		lastRecordStmt:              q.lastRecordStmt,
+		lastRunStmt:                 q.lastRunStmt,
+		lastSamplesStmt:             q.lastSamplesStmt,
 		leaseSandboxStmt:            q.leaseSandboxStmt,
 		listBuildsStmt:              q.listBuildsStmt,
 		listEventsStmt:              q.listEventsStmt,
 		listKeysStmt:                q.listKeysStmt,
 		listRecordsStmt:             q.listRecordsStmt,
+		listSamplesStmt:             q.listSamplesStmt,
 		listSandboxEventsStmt:       q.listSandboxEventsStmt,
 		listSandboxesAscendingStmt:  q.listSandboxesAscendingStmt,
 		listSandboxesDescendingStmt: q.listSandboxesDescendingStmt,
@@ -679,6 +805,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		namesStmt:                   q.namesStmt,
 		nextDeadlineStmt:            q.nextDeadlineStmt,
 		nextValueStmt:               q.nextValueStmt,
+		oldestSampleStmt:            q.oldestSampleStmt,
 		publicTemplateByNameStmt:    q.publicTemplateByNameStmt,
 		putBuildStmt:                q.putBuildStmt,
 		putMetaStmt:                 q.putMetaStmt,
@@ -686,7 +813,10 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		revokeKeyStmt:               q.revokeKeyStmt,
 		rootfsDigestsStmt:           q.rootfsDigestsStmt,
 		runningMetadataStmt:         q.runningMetadataStmt,
+		sandboxRunsStmt:             q.sandboxRunsStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
+		teamRunsStmt:                q.teamRunsStmt,
+		teamSpansStmt:               q.teamSpansStmt,
 		templateByIDStmt:            q.templateByIDStmt,
 		templateByNameStmt:          q.templateByNameStmt,
 		templateNamesStmt:           q.templateNamesStmt,

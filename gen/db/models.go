@@ -103,3 +103,35 @@ type Template struct {
 	CreatedAt int64
 	UpdatedAt int64
 }
+
+type UsageRun struct {
+	SandboxID   string
+	Kind        string
+	StartedAt   int64
+	EndedAt     int64
+	TeamID      string
+	TemplateID  string
+	Alias       string
+	Labels      string
+	Cpus        int64
+	MemoryMib   int64
+	DiskMib     int64
+	SampledAt   int64
+	CpuUs       int64
+	MemoryMibMs int64
+	MemoryPeak  int64
+	EgressIn    int64
+	EgressOut   int64
+	SavedBytes  int64
+}
+
+type UsageSample struct {
+	SandboxID string
+	At        int64
+	RunAt     int64
+	Tier      int64
+	CpuUs     int64
+	Memory    int64
+	Cache     int64
+	Disk      int64
+}
