@@ -38,12 +38,13 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		Observe:  n.opts.Metrics.Request,
 		Log:      n.log,
 		E2B: e2b.Handler(e2b.Config{
-			Sandboxes: n.manager, Templates: n.home.store, Creates: creates, PublicDomain: n.domain,
+			Sandboxes: n.manager, Templates: n.home.store, Meter: n.meter, Audit: n.home.store,
+			EgressLog: flushedLog{n.flows, n.home.store}, Creates: creates, PublicDomain: n.domain,
 			AgentVersion: version.Envd, MaxTimeout: cfg.Limits.MaxTimeout, Resources: defaults, Log: n.log,
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: n.manager, EgressLog: flushedLog{n.flows, n.home.store}, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
-			Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
+			Meter: n.meter, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},
 			Stop:      stop, Log: n.log,

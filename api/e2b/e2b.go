@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/caisson-dev/caisson/api"
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/gen/e2bapi"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
@@ -57,6 +58,10 @@ type Templates interface {
 type Config struct {
 	Sandboxes Sandboxes
 	Templates Templates
+	Meter     Meter
+	// Audit and EgressLog are what the logs of a sandbox are made of.
+	Audit     audit.Log
+	EgressLog EgressLog
 	// Creates bounds creates per team; nil bounds nothing.
 	Creates *identity.Limiter
 	// PublicDomain is returned as domain, so that links of clients point here.
@@ -110,12 +115,6 @@ func notBuilt() map[string]string {
 		"POST /sandboxes/{id}/fork":                 "forking sandboxes",
 		"POST /sandboxes/{id}/snapshots":            "snapshots",
 		"GET /snapshots":                            "snapshots",
-		"GET /sandboxes/{id}/metrics":               "sandbox metrics",
-		"GET /sandboxes/metrics":                    "sandbox metrics",
-		"GET /teams/{id}/metrics":                   "team metrics",
-		"GET /teams/{id}/metrics/max":               "team metrics",
-		"GET /sandboxes/{id}/logs":                  "sandbox logs",
-		"GET /v2/sandboxes/{id}/logs":               "sandbox logs",
 		"POST /templates":                           "template builds over the API",
 		"POST /v2/templates":                        "template builds over the API",
 		"POST /v3/templates":                        "template builds over the API",

@@ -89,6 +89,7 @@ type Config struct {
 	Audit     audit.Log
 	Keys      Keys
 	Templates Templates
+	Meter     Meter
 	// Creates bounds creates per team; nil bounds nothing.
 	Creates *identity.Limiter
 	// Policy is the effective policy of a sandbox that asks for nothing.

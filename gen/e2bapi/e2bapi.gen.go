@@ -18,6 +18,24 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for GetTeamMetricsMaxParamsMetric.
+const (
+	ConcurrentSandboxes GetTeamMetricsMaxParamsMetric = "concurrent_sandboxes"
+	SandboxStartRate    GetTeamMetricsMaxParamsMetric = "sandbox_start_rate"
+)
+
+// Valid indicates whether the value is a known member of the GetTeamMetricsMaxParamsMetric enum.
+func (e GetTeamMetricsMaxParamsMetric) Valid() bool {
+	switch e {
+	case ConcurrentSandboxes:
+		return true
+	case SandboxStartRate:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListSandboxesParamsState.
 const (
 	Paused  ListSandboxesParamsState = "paused"
@@ -48,6 +66,48 @@ func (e ListSandboxesParamsOrder) Valid() bool {
 	case Asc:
 		return true
 	case Desc:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetSandboxLogsParamsDirection.
+const (
+	Backward GetSandboxLogsParamsDirection = "backward"
+	Forward  GetSandboxLogsParamsDirection = "forward"
+)
+
+// Valid indicates whether the value is a known member of the GetSandboxLogsParamsDirection enum.
+func (e GetSandboxLogsParamsDirection) Valid() bool {
+	switch e {
+	case Backward:
+		return true
+	case Forward:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetSandboxLogsParamsLevel.
+const (
+	GetSandboxLogsParamsLevelDebug GetSandboxLogsParamsLevel = "debug"
+	GetSandboxLogsParamsLevelError GetSandboxLogsParamsLevel = "error"
+	GetSandboxLogsParamsLevelInfo  GetSandboxLogsParamsLevel = "info"
+	GetSandboxLogsParamsLevelWarn  GetSandboxLogsParamsLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the GetSandboxLogsParamsLevel enum.
+func (e GetSandboxLogsParamsLevel) Valid() bool {
+	switch e {
+	case GetSandboxLogsParamsLevelDebug:
+		return true
+	case GetSandboxLogsParamsLevelError:
+		return true
+	case GetSandboxLogsParamsLevelInfo:
+		return true
+	case GetSandboxLogsParamsLevelWarn:
 		return true
 	default:
 		return false
@@ -105,6 +165,41 @@ type ListedSandbox struct {
 	StartedAt   time.Time         `json:"startedAt"`
 	State       string            `json:"state"`
 	TemplateID  string            `json:"templateID"`
+}
+
+// LogEntry defines model for LogEntry.
+type LogEntry struct {
+	Fields    map[string]string `json:"fields"`
+	Level     string            `json:"level"`
+	Message   string            `json:"message"`
+	Timestamp time.Time         `json:"timestamp"`
+}
+
+// LogLine defines model for LogLine.
+type LogLine struct {
+	// Line A JSON object with level, logger and message.
+	Line      string    `json:"line"`
+	Timestamp time.Time `json:"timestamp"`
+}
+
+// Logs defines model for Logs.
+type Logs struct {
+	Logs []LogEntry `json:"logs"`
+}
+
+// LogsV1 defines model for LogsV1.
+type LogsV1 struct {
+	LogEntries []LogEntry `json:"logEntries"`
+	Logs       []LogLine  `json:"logs"`
+}
+
+// MaxTeamMetric defines model for MaxTeamMetric.
+type MaxTeamMetric struct {
+	Timestamp time.Time `json:"timestamp"`
+
+	// TimestampUnix Seconds.
+	TimestampUnix int64   `json:"timestampUnix"`
+	Value         float64 `json:"value"`
 }
 
 // Network As given at creation or by the last update.
@@ -206,6 +301,38 @@ type SandboxDetail struct {
 	TemplateID string    `json:"templateID"`
 }
 
+// SandboxMetric defines model for SandboxMetric.
+type SandboxMetric struct {
+	CpuCount int32 `json:"cpuCount"`
+
+	// CpuUsedPct Share of all CPUs together, 0 to 100.
+	CpuUsedPct float64 `json:"cpuUsedPct"`
+
+	// DiskTotal The limit in bytes; 0 without one.
+	DiskTotal int64 `json:"diskTotal"`
+
+	// DiskUsed Bytes that changes to the template take on disk.
+	DiskUsed int64 `json:"diskUsed"`
+
+	// MemCache Bytes of page cache that can be dropped.
+	MemCache int64 `json:"memCache"`
+
+	// MemTotal The limit in bytes; 0 without one.
+	MemTotal int64 `json:"memTotal"`
+
+	// MemUsed Bytes that count against the limit.
+	MemUsed   int64     `json:"memUsed"`
+	Timestamp time.Time `json:"timestamp"`
+
+	// TimestampUnix Seconds.
+	TimestampUnix int64 `json:"timestampUnix"`
+}
+
+// SandboxesMetrics defines model for SandboxesMetrics.
+type SandboxesMetrics struct {
+	Sandboxes map[string]SandboxMetric `json:"sandboxes"`
+}
+
 // SetTimeout defines model for SetTimeout.
 type SetTimeout struct {
 	Timeout *int32 `json:"timeout"`
@@ -217,6 +344,19 @@ type Team struct {
 	IsDefault bool   `json:"isDefault"`
 	Name      string `json:"name"`
 	TeamID    string `json:"teamID"`
+}
+
+// TeamMetric defines model for TeamMetric.
+type TeamMetric struct {
+	// ConcurrentSandboxes The most at once in the step.
+	ConcurrentSandboxes int32 `json:"concurrentSandboxes"`
+
+	// SandboxStartRate Created or resumed, a second.
+	SandboxStartRate float64   `json:"sandboxStartRate"`
+	Timestamp        time.Time `json:"timestamp"`
+
+	// TimestampUnix Seconds.
+	TimestampUnix int64 `json:"timestampUnix"`
 }
 
 // Template defines model for Template.
@@ -271,11 +411,20 @@ type UpdateNetwork struct {
 	Rules Opaque `json:"rules,omitempty"`
 }
 
+// End defines model for End.
+type End = int64
+
 // ID defines model for ID.
 type ID = string
 
+// LogLimit defines model for LogLimit.
+type LogLimit = int32
+
 // Metadata defines model for Metadata.
 type Metadata = string
+
+// Start defines model for Start.
+type Start = int64
 
 // TeamID defines model for TeamID.
 type TeamID = string
@@ -285,6 +434,52 @@ type ListSandboxesV1Params struct {
 	// Metadata Pairs key=value joined by &, keys and values percent-encoded, and the whole encoded again.
 	Metadata *Metadata `form:"metadata,omitempty" json:"metadata,omitempty"`
 }
+
+// GetSandboxesMetricsParams defines parameters for GetSandboxesMetrics.
+type GetSandboxesMetricsParams struct {
+	// SandboxIds 1 to 100 different ids, comma-joined.
+	SandboxIds []string `form:"sandbox_ids" json:"sandbox_ids"`
+}
+
+// GetSandboxLogsV1Params defines parameters for GetSandboxLogsV1.
+type GetSandboxLogsV1Params struct {
+	// Start Unix milliseconds, inclusive.
+	Start *int64 `form:"start,omitempty" json:"start,omitempty"`
+
+	// Limit 0 to 1000; 1000 by default.
+	Limit *LogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
+type GetSandboxMetricsParams struct {
+	// Start Unix seconds, inclusive.
+	Start *Start `form:"start,omitempty" json:"start,omitempty"`
+
+	// End Unix seconds, inclusive; not before start.
+	End *End `form:"end,omitempty" json:"end,omitempty"`
+}
+
+// GetTeamMetricsParams defines parameters for GetTeamMetrics.
+type GetTeamMetricsParams struct {
+	// Start Unix seconds, inclusive.
+	Start *Start `form:"start,omitempty" json:"start,omitempty"`
+
+	// End Unix seconds, inclusive; not before start.
+	End *End `form:"end,omitempty" json:"end,omitempty"`
+}
+
+// GetTeamMetricsMaxParams defines parameters for GetTeamMetricsMax.
+type GetTeamMetricsMaxParams struct {
+	// Start Unix seconds, inclusive.
+	Start *Start `form:"start,omitempty" json:"start,omitempty"`
+
+	// End Unix seconds, inclusive; not before start.
+	End    *End                          `form:"end,omitempty" json:"end,omitempty"`
+	Metric GetTeamMetricsMaxParamsMetric `form:"metric" json:"metric"`
+}
+
+// GetTeamMetricsMaxParamsMetric defines parameters for GetTeamMetricsMax.
+type GetTeamMetricsMaxParamsMetric string
 
 // ListTemplatesV1Params defines parameters for ListTemplatesV1.
 type ListTemplatesV1Params struct {
@@ -312,6 +507,30 @@ type ListSandboxesParamsState string
 
 // ListSandboxesParamsOrder defines parameters for ListSandboxes.
 type ListSandboxesParamsOrder string
+
+// GetSandboxLogsParams defines parameters for GetSandboxLogs.
+type GetSandboxLogsParams struct {
+	// Cursor Unix milliseconds, inclusive, to begin at. Without it the end, or the beginning where the direction is forward.
+	Cursor *int64 `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit 0 to 1000; 1000 by default.
+	Limit *LogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Direction backward, the default, is newest first.
+	Direction *GetSandboxLogsParamsDirection `form:"direction,omitempty" json:"direction,omitempty"`
+
+	// Level The least level.
+	Level *GetSandboxLogsParamsLevel `form:"level,omitempty" json:"level,omitempty"`
+
+	// Search Text that the message must contain, whatever the case; at most 256 bytes.
+	Search *string `form:"search,omitempty" json:"search,omitempty"`
+}
+
+// GetSandboxLogsParamsDirection defines parameters for GetSandboxLogs.
+type GetSandboxLogsParamsDirection string
+
+// GetSandboxLogsParamsLevel defines parameters for GetSandboxLogs.
+type GetSandboxLogsParamsLevel string
 
 // ListTemplatesParams defines parameters for ListTemplates.
 type ListTemplatesParams struct {
@@ -365,6 +584,9 @@ type ServerInterface interface {
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	CreateSandboxV1(w http.ResponseWriter, r *http.Request)
+	// GetSandboxesMetrics The latest sample of each sandbox named.
+	// (GET /sandboxes/metrics)
+	GetSandboxesMetrics(w http.ResponseWriter, r *http.Request, params GetSandboxesMetricsParams)
 	// DeleteSandbox Kill a sandbox; 404 when it is gone already.
 	// (DELETE /sandboxes/{id})
 	DeleteSandbox(w http.ResponseWriter, r *http.Request, id ID)
@@ -376,6 +598,14 @@ type ServerInterface interface {
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	ConnectSandboxV1(w http.ResponseWriter, r *http.Request, id ID)
+	// GetSandboxLogsV1 What the server knows of a sandbox, oldest first.
+	// (GET /sandboxes/{id}/logs)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	GetSandboxLogsV1(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxLogsV1Params)
+	// GetSandboxMetrics What a sandbox used, oldest first, also after its end; empty for one that the team never had.
+	// (GET /sandboxes/{id}/metrics)
+	GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxMetricsParams)
 	// UpdateNetwork Replace the egress configuration; omitted members are cleared.
 	// (PUT /sandboxes/{id}/network)
 	UpdateNetwork(w http.ResponseWriter, r *http.Request, id ID)
@@ -396,6 +626,12 @@ type ServerInterface interface {
 	// ListTeams The team of the key that asks.
 	// (GET /teams)
 	ListTeams(w http.ResponseWriter, r *http.Request)
+	// GetTeamMetrics How many sandboxes the team ran and started, oldest first; the last 7 days unless told otherwise.
+	// (GET /teams/{id}/metrics)
+	GetTeamMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetTeamMetricsParams)
+	// GetTeamMetricsMax The greatest value of a metric in a range.
+	// (GET /teams/{id}/metrics/max)
+	GetTeamMetricsMax(w http.ResponseWriter, r *http.Request, id ID, params GetTeamMetricsMaxParams)
 	// ListTemplatesV1 All templates of the team.
 	// (GET /templates)
 	ListTemplatesV1(w http.ResponseWriter, r *http.Request, params ListTemplatesV1Params)
@@ -417,6 +653,9 @@ type ServerInterface interface {
 	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// GetSandboxLogs What the server knows of a sandbox, a page from a time on.
+	// (GET /v2/sandboxes/{id}/logs)
+	GetSandboxLogs(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxLogsParams)
 	// ListTemplates One page of the team's templates.
 	// (GET /v2/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request, params ListTemplatesParams)
@@ -469,6 +708,39 @@ func (siw *ServerInterfaceWrapper) CreateSandboxV1(w http.ResponseWriter, r *htt
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateSandboxV1(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxesMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxesMetrics(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxesMetricsParams
+
+	// ------------- Required query parameter "sandbox_ids" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", false, true, "sandbox_ids", r.URL.Query(), &params.SandboxIds, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sandbox_ids"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sandbox_ids", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxesMetrics(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -547,6 +819,116 @@ func (siw *ServerInterfaceWrapper) ConnectSandboxV1(w http.ResponseWriter, r *ht
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ConnectSandboxV1(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxLogsV1 operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxLogsV1(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxLogsV1Params
+
+	// ------------- Optional query parameter "start" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start", r.URL.Query(), &params.Start, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxLogsV1(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxMetrics(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxMetricsParams
+
+	// ------------- Optional query parameter "start" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start", r.URL.Query(), &params.Start, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end", r.URL.Query(), &params.End, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxMetrics(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -691,6 +1073,129 @@ func (siw *ServerInterfaceWrapper) ListTeams(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListTeams(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTeamMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetTeamMetrics(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTeamMetricsParams
+
+	// ------------- Optional query parameter "start" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start", r.URL.Query(), &params.Start, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end", r.URL.Query(), &params.End, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTeamMetrics(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTeamMetricsMax operation middleware
+func (siw *ServerInterfaceWrapper) GetTeamMetricsMax(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTeamMetricsMaxParams
+
+	// ------------- Optional query parameter "start" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "start", r.URL.Query(), &params.Start, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "start"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "start", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "end" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "end", r.URL.Query(), &params.End, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "end"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "end", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "metric" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "metric", r.URL.Query(), &params.Metric, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "metric"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "metric", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTeamMetricsMax(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -962,6 +1467,100 @@ func (siw *ServerInterfaceWrapper) ConnectSandbox(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// GetSandboxLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxLogsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "direction" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "direction", r.URL.Query(), &params.Direction, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "direction"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "direction", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", r.URL.Query(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "level"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "level", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "search" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "search", r.URL.Query(), &params.Search, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "search"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "search", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxLogs(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListTemplates operation middleware
 func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.Request) {
 
@@ -1154,6 +1753,12 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/timeout", wrapper.SetTimeout)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/refreshes", wrapper.RefreshSandbox)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/network", wrapper.UpdateNetwork)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/metrics", wrapper.GetSandboxMetrics)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/metrics", wrapper.GetSandboxesMetrics)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/logs", wrapper.GetSandboxLogsV1)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v2/sandboxes/{id}/logs", wrapper.GetSandboxLogs)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams/{id}/metrics", wrapper.GetTeamMetrics)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams/{id}/metrics/max", wrapper.GetTeamMetricsMax)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplatesV1)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v2/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
@@ -1235,6 +1840,45 @@ type CreateSandboxV1defaultJSONResponse struct {
 }
 
 func (response CreateSandboxV1defaultJSONResponse) VisitCreateSandboxV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxesMetricsRequestObject struct {
+	Params GetSandboxesMetricsParams
+}
+
+type GetSandboxesMetricsResponseObject interface {
+	VisitGetSandboxesMetricsResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxesMetrics200JSONResponse SandboxesMetrics
+
+func (response GetSandboxesMetrics200JSONResponse) VisitGetSandboxesMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxesMetricsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetSandboxesMetricsdefaultJSONResponse) VisitGetSandboxesMetricsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1361,6 +2005,86 @@ type ConnectSandboxV1defaultJSONResponse struct {
 }
 
 func (response ConnectSandboxV1defaultJSONResponse) VisitConnectSandboxV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogsV1RequestObject struct {
+	Id     ID `json:"id"`
+	Params GetSandboxLogsV1Params
+}
+
+type GetSandboxLogsV1ResponseObject interface {
+	VisitGetSandboxLogsV1Response(w http.ResponseWriter) error
+}
+
+type GetSandboxLogsV1200JSONResponse LogsV1
+
+func (response GetSandboxLogsV1200JSONResponse) VisitGetSandboxLogsV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogsV1defaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetSandboxLogsV1defaultJSONResponse) VisitGetSandboxLogsV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxMetricsRequestObject struct {
+	Id     ID `json:"id"`
+	Params GetSandboxMetricsParams
+}
+
+type GetSandboxMetricsResponseObject interface {
+	VisitGetSandboxMetricsResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxMetrics200JSONResponse []SandboxMetric
+
+func (response GetSandboxMetrics200JSONResponse) VisitGetSandboxMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxMetricsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetSandboxMetricsdefaultJSONResponse) VisitGetSandboxMetricsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1575,6 +2299,86 @@ type ListTeamsdefaultJSONResponse struct {
 }
 
 func (response ListTeamsdefaultJSONResponse) VisitListTeamsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamMetricsRequestObject struct {
+	Id     ID `json:"id"`
+	Params GetTeamMetricsParams
+}
+
+type GetTeamMetricsResponseObject interface {
+	VisitGetTeamMetricsResponse(w http.ResponseWriter) error
+}
+
+type GetTeamMetrics200JSONResponse []TeamMetric
+
+func (response GetTeamMetrics200JSONResponse) VisitGetTeamMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamMetricsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTeamMetricsdefaultJSONResponse) VisitGetTeamMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamMetricsMaxRequestObject struct {
+	Id     ID `json:"id"`
+	Params GetTeamMetricsMaxParams
+}
+
+type GetTeamMetricsMaxResponseObject interface {
+	VisitGetTeamMetricsMaxResponse(w http.ResponseWriter) error
+}
+
+type GetTeamMetricsMax200JSONResponse MaxTeamMetric
+
+func (response GetTeamMetricsMax200JSONResponse) VisitGetTeamMetricsMaxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamMetricsMaxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTeamMetricsMaxdefaultJSONResponse) VisitGetTeamMetricsMaxResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1882,6 +2686,46 @@ func (response ConnectSandboxdefaultJSONResponse) VisitConnectSandboxResponse(w 
 	return err
 }
 
+type GetSandboxLogsRequestObject struct {
+	Id     ID `json:"id"`
+	Params GetSandboxLogsParams
+}
+
+type GetSandboxLogsResponseObject interface {
+	VisitGetSandboxLogsResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxLogs200JSONResponse Logs
+
+func (response GetSandboxLogs200JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetSandboxLogsdefaultJSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListTemplatesRequestObject struct {
 	Params ListTemplatesParams
 }
@@ -1943,6 +2787,9 @@ type StrictServerInterface interface {
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	CreateSandboxV1(ctx context.Context, request CreateSandboxV1RequestObject) (CreateSandboxV1ResponseObject, error)
+	// GetSandboxesMetrics The latest sample of each sandbox named.
+	// (GET /sandboxes/metrics)
+	GetSandboxesMetrics(ctx context.Context, request GetSandboxesMetricsRequestObject) (GetSandboxesMetricsResponseObject, error)
 	// DeleteSandbox Kill a sandbox; 404 when it is gone already.
 	// (DELETE /sandboxes/{id})
 	DeleteSandbox(ctx context.Context, request DeleteSandboxRequestObject) (DeleteSandboxResponseObject, error)
@@ -1954,6 +2801,14 @@ type StrictServerInterface interface {
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
 	ConnectSandboxV1(ctx context.Context, request ConnectSandboxV1RequestObject) (ConnectSandboxV1ResponseObject, error)
+	// GetSandboxLogsV1 What the server knows of a sandbox, oldest first.
+	// (GET /sandboxes/{id}/logs)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	GetSandboxLogsV1(ctx context.Context, request GetSandboxLogsV1RequestObject) (GetSandboxLogsV1ResponseObject, error)
+	// GetSandboxMetrics What a sandbox used, oldest first, also after its end; empty for one that the team never had.
+	// (GET /sandboxes/{id}/metrics)
+	GetSandboxMetrics(ctx context.Context, request GetSandboxMetricsRequestObject) (GetSandboxMetricsResponseObject, error)
 	// UpdateNetwork Replace the egress configuration; omitted members are cleared.
 	// (PUT /sandboxes/{id}/network)
 	UpdateNetwork(ctx context.Context, request UpdateNetworkRequestObject) (UpdateNetworkResponseObject, error)
@@ -1974,6 +2829,12 @@ type StrictServerInterface interface {
 	// ListTeams The team of the key that asks.
 	// (GET /teams)
 	ListTeams(ctx context.Context, request ListTeamsRequestObject) (ListTeamsResponseObject, error)
+	// GetTeamMetrics How many sandboxes the team ran and started, oldest first; the last 7 days unless told otherwise.
+	// (GET /teams/{id}/metrics)
+	GetTeamMetrics(ctx context.Context, request GetTeamMetricsRequestObject) (GetTeamMetricsResponseObject, error)
+	// GetTeamMetricsMax The greatest value of a metric in a range.
+	// (GET /teams/{id}/metrics/max)
+	GetTeamMetricsMax(ctx context.Context, request GetTeamMetricsMaxRequestObject) (GetTeamMetricsMaxResponseObject, error)
 	// ListTemplatesV1 All templates of the team.
 	// (GET /templates)
 	ListTemplatesV1(ctx context.Context, request ListTemplatesV1RequestObject) (ListTemplatesV1ResponseObject, error)
@@ -1995,6 +2856,9 @@ type StrictServerInterface interface {
 	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(ctx context.Context, request ConnectSandboxRequestObject) (ConnectSandboxResponseObject, error)
+	// GetSandboxLogs What the server knows of a sandbox, a page from a time on.
+	// (GET /v2/sandboxes/{id}/logs)
+	GetSandboxLogs(ctx context.Context, request GetSandboxLogsRequestObject) (GetSandboxLogsResponseObject, error)
 	// ListTemplates One page of the team's templates.
 	// (GET /v2/templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
@@ -2096,6 +2960,32 @@ func (sh *strictHandler) CreateSandboxV1(w http.ResponseWriter, r *http.Request)
 	}
 }
 
+// GetSandboxesMetrics operation middleware
+func (sh *strictHandler) GetSandboxesMetrics(w http.ResponseWriter, r *http.Request, params GetSandboxesMetricsParams) {
+	var request GetSandboxesMetricsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxesMetrics(ctx, request.(GetSandboxesMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxesMetrics")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxesMetricsResponseObject); ok {
+		if err := validResponse.VisitGetSandboxesMetricsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // DeleteSandbox operation middleware
 func (sh *strictHandler) DeleteSandbox(w http.ResponseWriter, r *http.Request, id ID) {
 	var request DeleteSandboxRequestObject
@@ -2177,6 +3067,60 @@ func (sh *strictHandler) ConnectSandboxV1(w http.ResponseWriter, r *http.Request
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ConnectSandboxV1ResponseObject); ok {
 		if err := validResponse.VisitConnectSandboxV1Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxLogsV1 operation middleware
+func (sh *strictHandler) GetSandboxLogsV1(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxLogsV1Params) {
+	var request GetSandboxLogsV1RequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxLogsV1(ctx, request.(GetSandboxLogsV1RequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxLogsV1")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxLogsV1ResponseObject); ok {
+		if err := validResponse.VisitGetSandboxLogsV1Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxMetrics operation middleware
+func (sh *strictHandler) GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxMetricsParams) {
+	var request GetSandboxMetricsRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxMetrics(ctx, request.(GetSandboxMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxMetrics")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxMetricsResponseObject); ok {
+		if err := validResponse.VisitGetSandboxMetricsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -2382,6 +3326,60 @@ func (sh *strictHandler) ListTeams(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// GetTeamMetrics operation middleware
+func (sh *strictHandler) GetTeamMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetTeamMetricsParams) {
+	var request GetTeamMetricsRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTeamMetrics(ctx, request.(GetTeamMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTeamMetrics")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTeamMetricsResponseObject); ok {
+		if err := validResponse.VisitGetTeamMetricsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTeamMetricsMax operation middleware
+func (sh *strictHandler) GetTeamMetricsMax(w http.ResponseWriter, r *http.Request, id ID, params GetTeamMetricsMaxParams) {
+	var request GetTeamMetricsMaxRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTeamMetricsMax(ctx, request.(GetTeamMetricsMaxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTeamMetricsMax")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTeamMetricsMaxResponseObject); ok {
+		if err := validResponse.VisitGetTeamMetricsMaxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListTemplatesV1 operation middleware
 func (sh *strictHandler) ListTemplatesV1(w http.ResponseWriter, r *http.Request, params ListTemplatesV1Params) {
 	var request ListTemplatesV1RequestObject
@@ -2572,6 +3570,33 @@ func (sh *strictHandler) ConnectSandbox(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ConnectSandboxResponseObject); ok {
 		if err := validResponse.VisitConnectSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxLogs operation middleware
+func (sh *strictHandler) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id ID, params GetSandboxLogsParams) {
+	var request GetSandboxLogsRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxLogs(ctx, request.(GetSandboxLogsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxLogs")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxLogsResponseObject); ok {
+		if err := validResponse.VisitGetSandboxLogsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

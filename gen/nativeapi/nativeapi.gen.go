@@ -576,6 +576,51 @@ type Template struct {
 	UpdatedAt    time.Time  `json:"updatedAt"`
 }
 
+// Usage defines model for Usage.
+type Usage struct {
+	// CpuLimitSeconds CPUs times time.
+	CpuLimitSeconds float64 `json:"cpuLimitSeconds"`
+
+	// CpuSeconds CPU time used, as the host counts it.
+	CpuSeconds float64 `json:"cpuSeconds"`
+
+	// EgressInBytes To the sandbox, on connections it opened.
+	EgressInBytes int64 `json:"egressInBytes"`
+
+	// EgressOutBytes From the sandbox, on connections it opened.
+	EgressOutBytes int64 `json:"egressOutBytes"`
+
+	// Group Id of the sandbox or team, name of the template, or value of the label; empty for sandboxes without it.
+	Group string `json:"group"`
+
+	// MemoryLimitMiBSeconds Memory limit times time.
+	MemoryLimitMiBSeconds float64 `json:"memoryLimitMiBSeconds"`
+
+	// MemoryMiBSeconds Memory used times time.
+	MemoryMiBSeconds float64 `json:"memoryMiBSeconds"`
+
+	// MemoryPeakBytes The most of any sample.
+	MemoryPeakBytes int64 `json:"memoryPeakBytes"`
+
+	// Runs Times between a start or resume and a pause or end. One that lies in the range partly counts with the share of its time that does.
+	Runs      int `json:"runs"`
+	Sandboxes int `json:"sandboxes"`
+
+	// SavedMiBHours Size of what was saved times the time paused.
+	SavedMiBHours float64 `json:"savedMiBHours"`
+
+	// WallSeconds Time that sandboxes ran.
+	WallSeconds float64 `json:"wallSeconds"`
+}
+
+// UsageReport defines model for UsageReport.
+type UsageReport struct {
+	From  time.Time `json:"from"`
+	Lines []Usage   `json:"lines"`
+	To    time.Time `json:"to"`
+	Total Usage     `json:"total"`
+}
+
 // After defines model for After.
 type After = int64
 
@@ -631,6 +676,18 @@ type ListEventsParams struct {
 	// After Only rows with a greater `seq`.
 	After  *After  `form:"after,omitempty" json:"after,omitempty"`
 	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// GetUsageParams defines parameters for GetUsage.
+type GetUsageParams struct {
+	// From RFC 3339.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To RFC 3339; not before from.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Group sandbox (the default), team, template or label:KEY.
+	Group *string `form:"group,omitempty" json:"group,omitempty"`
 }
 
 // CheckEgressJSONRequestBody defines body for CheckEgress for application/json ContentType.
@@ -713,6 +770,9 @@ type ServerInterface interface {
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID)
+	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
+	// (GET /usage)
+	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -1284,6 +1344,65 @@ func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// GetUsage operation middleware
+func (siw *ServerInterfaceWrapper) GetUsage(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetUsageParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "group" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "group", r.URL.Query(), &params.Group, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "group"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "group", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetUsage(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -1423,6 +1542,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/usage", wrapper.GetUsage)
 
 	return m
 }
@@ -2243,6 +2363,45 @@ func (response DeleteTemplatedefaultJSONResponse) VisitDeleteTemplateResponse(w 
 	return err
 }
 
+type GetUsageRequestObject struct {
+	Params GetUsageParams
+}
+
+type GetUsageResponseObject interface {
+	VisitGetUsageResponse(w http.ResponseWriter) error
+}
+
+type GetUsage200JSONResponse UsageReport
+
+func (response GetUsage200JSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUsagedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetUsagedefaultJSONResponse) VisitGetUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListAudit The audit events of the team, oldest first.
@@ -2302,6 +2461,9 @@ type StrictServerInterface interface {
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (DeleteTemplateResponseObject, error)
+	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
+	// (GET /usage)
+	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -2873,6 +3035,32 @@ func (sh *strictHandler) DeleteTemplate(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(DeleteTemplateResponseObject); ok {
 		if err := validResponse.VisitDeleteTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetUsage operation middleware
+func (sh *strictHandler) GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams) {
+	var request GetUsageRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetUsage(ctx, request.(GetUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetUsage")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetUsageResponseObject); ok {
+		if err := validResponse.VisitGetUsageResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
