@@ -183,6 +183,23 @@ func (s *Stub) handler() http.Handler {
 		}
 		refuse(w, 409, "template base is in use by 1 sandbox")
 	})
+	mux.HandleFunc("GET "+v1+"/usage", func(w http.ResponseWriter, r *http.Request) {
+		by := cmp.Or(r.URL.Query().Get("group"), "sandbox")
+		if by == "nothing" {
+			refuse(w, 400, `group: "nothing" is not sandbox, team, template or label:KEY`)
+			return
+		}
+		at := time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
+		from := at.AddDate(0, -1, 0)
+		if text := r.URL.Query().Get("from"); text != "" {
+			from, _ = time.Parse(time.RFC3339, text)
+		}
+		line := client.Usage{
+			Group: "=" + by + "\x1b[2J", Runs: 2, Sandboxes: 1, WallSeconds: 3600.04, CPUSeconds: 90.5, CPULimitSeconds: 7200,
+			MemoryMiBSeconds: 512 * 3600, MemoryLimitMiBSeconds: 1024 * 3600, EgressOutBytes: 2048, EgressInBytes: 3 << 20, SavedMiBHours: 1536,
+		}
+		reply(w, 200, client.UsageReport{From: from, To: at, Lines: []client.Usage{line}, Total: line})
+	})
 	mux.HandleFunc("POST "+v1+"/egress/check", func(w http.ResponseWriter, r *http.Request) {
 		var body struct{ Host string }
 		if !take(w, r, &body) {
