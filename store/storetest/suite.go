@@ -41,6 +41,9 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"keys":                keys,
 		"teams":               teams,
 		"metadata":            metadata,
+		"runs":                runs,
+		"runs end":            runsEnd,
+		"samples":             samples,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
