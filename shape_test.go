@@ -141,6 +141,7 @@ var forbidden = map[string][]string{
 	"client":     {"sandbox", "store", "server", "provider", "api", "config"},
 	"cli":        {"sandbox", "store", "server", "provider", "api", "egress/gateway"},
 	"config":     {"server", "cli", "sandbox", "store", "api"},
+	"meter":      {"sandbox", "store", "api", "ingress", "server", "cli", "config", "egress", "agent"},
 	"telemetry":  {"server", "cli", "sandbox", "store", "api"},
 	"agent-only": {},
 }

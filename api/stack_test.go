@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
 	"github.com/caisson-dev/caisson/agent/version"
@@ -24,6 +25,7 @@ import (
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
+	"github.com/caisson-dev/caisson/meter"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/provider/fake"
 	"github.com/caisson-dev/caisson/sandbox"
@@ -135,6 +137,17 @@ func start(t *testing.T, o settings) *stack {
 		t.Fatal(err)
 	}
 	s.flows = store.NewFlowLog(s.store, 0, 0, log)
+	// It is not run: tests write samples themselves.
+	measures, err := meter.New(meter.Config{}, meter.Deps{
+		Store: s.store, Log: log, Boxes: func(func(string, <-chan struct{}) bool) {},
+		Stats: func(context.Context, string) (provider.Stats, error) {
+			return provider.Stats{}, errdefs.ErrNotImplemented
+		},
+		Traffic: func(string) (in, out int64, ok bool) { return 0, 0, false },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	base, err := policy(sandbox.Network{})
 	if err != nil {
 		t.Fatal(err)
@@ -142,12 +155,12 @@ func start(t *testing.T, o settings) *stack {
 	handler := api.Handler(api.Config{
 		Auth: keys, Limiter: o.rate, Failures: o.failures, Health: s.health, Spec: spec.Native, Log: log,
 		E2B: e2b.Handler(e2b.Config{
-			Sandboxes: s.manager, Templates: s.store, Creates: o.creates, PublicDomain: "box.example:3000",
+			Sandboxes: s.manager, Templates: s.store, Meter: measures, Audit: s.store, EgressLog: s.store, Creates: o.creates, PublicDomain: "box.example:3000",
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: s.manager, EgressLog: s.store, Audit: audit.Log(s.store), Keys: keys, Templates: templates{s.store},
-			Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
+			Meter: measures, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,
 		}),

@@ -149,6 +149,9 @@ func parameterError(r *http.Request, err error) error {
 	if e, ok := errors.AsType[*e2bapi.TooManyValuesForParamError](err); ok {
 		return api.ParameterError(r, e.ParamName, err)
 	}
+	if e, ok := errors.AsType[*e2bapi.RequiredParamError](err); ok {
+		return apierr.Field(e.ParamName, "must be given")
+	}
 	return api.DecodeError(err)
 }
 
