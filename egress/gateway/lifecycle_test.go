@@ -368,3 +368,35 @@ func BenchmarkDownload(b *testing.B) {
 		})
 	}
 }
+
+// Traffic counts what open and ended connections carried, whatever the records
+// leave out.
+func TestTraffic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.upstream("7", echo)
+	g := w.box("a", allowing("allowed.test"))
+	if in, out, ok := w.gateway.Traffic("a"); in != 0 || out != 0 || !ok {
+		t.Errorf("Traffic() before any = %d, %d, %t", in, out, ok)
+	}
+	first := talk(t, g, "7")
+	second := talk(t, g, "7")
+	ping(t, second)
+	if in, out, _ := w.gateway.Traffic("a"); in != 15 || out != 15 {
+		t.Errorf("Traffic() of open connections = %d, %d, want 15 each", in, out)
+	}
+	_ = first.Close()
+	if r := w.rec.find(t, func(r egress.Record) bool { return r.Kind == "tcp" }); r.BytesIn != 5 {
+		t.Errorf("record of the ended connection is %+v", r)
+	}
+	if in, out, _ := w.gateway.Traffic("a"); in != 15 || out != 15 {
+		t.Errorf("Traffic() after one ended = %d, %d, want 15 each", in, out)
+	}
+	_ = second.Close()
+	if err := w.gateway.Detach(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := w.gateway.Traffic("a"); ok {
+		t.Error("Traffic() of a detached sandbox")
+	}
+}
