@@ -317,3 +317,37 @@ func TestUsage(t *testing.T) {
 		t.Errorf("usage after the end is %+v", after)
 	}
 }
+
+func TestBudgets(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	var made struct {
+		ID     string
+		Budget map[string]any
+	}
+	r := s.call(t, "POST", "/native/v1/sandboxes", map[string]any{"template": "base", "budget": map[string]any{"cpuSeconds": 60, "egressBytes": 1 << 40}})
+	r.into(t, &made)
+	t.Cleanup(func() {
+		_ = s.manager.Kill(context.WithoutCancel(t.Context()), identity.System, sandbox.ID(made.ID), "")
+	})
+	if r.status != http.StatusCreated || fmt.Sprint(made.Budget) != "map[cpuSeconds:60 egressBytes:1.099511627776e+12]" {
+		t.Fatalf("create with a budget = %d %s", r.status, r.text)
+	}
+	path := "/native/v1/sandboxes/" + made.ID + "/budget"
+	made.Budget = nil
+	s.call(t, "PUT", path, map[string]any{"wallSeconds": 5}).into(t, &made)
+	if fmt.Sprint(made.Budget) != "map[wallSeconds:5]" {
+		t.Errorf("budget is %v after the change", made.Budget)
+	}
+	if row, err := s.store.Get(t.Context(), sandbox.ID(made.ID)); err != nil || row.Lifecycle.Budget != (sandbox.Budget{Wall: 5 * time.Second}) {
+		t.Errorf("record has %+v, %v", row.Lifecycle, err)
+	}
+	s.call(t, "PUT", path, map[string]any{"cpuSeconds": -1}).wants(t, "negative budget", http.StatusBadRequest, "budget.cpuSeconds")
+	s.call(t, "PUT", path, map[string]any{"cpuSeconds": int64(1) << 62}).wants(t, "huge budget", http.StatusBadRequest, "budget.cpuSeconds")
+	s.call(t, "POST", "/native/v1/sandboxes", map[string]any{"budget": map[string]any{"egressBytes": -1}}).wants(t, "create", http.StatusBadRequest, "budget.egressBytes")
+	s.callAs(t, s.other, "PUT", path, map[string]any{}).wants(t, "another team's budget", http.StatusNotFound, "doesn't exist")
+	s.call(t, "PUT", path, map[string]any{}).into(t, &made)
+	if row, err := s.store.Get(t.Context(), sandbox.ID(made.ID)); err != nil || row.Lifecycle.Budget != (sandbox.Budget{}) {
+		t.Errorf("record has %+v, %v", row.Lifecycle, err)
+	}
+}

@@ -160,7 +160,7 @@ func start(t *testing.T, o settings) *stack {
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: s.manager, EgressLog: s.store, Audit: audit.Log(s.store), Keys: keys, Templates: templates{s.store},
-			Meter: measures, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
+			Meter: measures, Budgets: s.manager, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,
 		}),

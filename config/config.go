@@ -71,6 +71,9 @@ type Limits struct {
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
 	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
 	MaxProcesses     int64         `key:"max_processes" doc:"Most processes and threads per user that a request or a template may ask for."`
+	BudgetCPU        time.Duration `key:"budget_cpu" doc:"CPU time that a sandbox may use over all its runs before it is paused, unless it is created with less; 0 means no limit."`
+	BudgetWall       time.Duration `key:"budget_wall" doc:"The same for the time it runs."`
+	BudgetEgress     Bytes         `key:"budget_egress" doc:"The same for bytes of the connections it opens, both directions."`
 	Unenforced       []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
 }
 

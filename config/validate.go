@@ -182,6 +182,11 @@ func (c *check) limits(l Limits) {
 	if l.SandboxesPerTeam < 1 {
 		c.fail("limits.sandboxes_per_team", "must be at least 1")
 	}
+	for key, v := range map[string]int64{"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress)} {
+		if v < 0 {
+			c.fail(key, "must not be negative")
+		}
+	}
 	for _, u := range l.Unenforced {
 		c.oneOf("limits.unenforced", u, "memory", "cpu")
 	}

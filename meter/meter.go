@@ -87,7 +87,8 @@ type Store interface {
 	PruneRuns(ctx context.Context, before time.Time) error
 }
 
-// Deps are what a Meter measures and where it writes. All must be set.
+// Deps are what a Meter measures and where it writes. All but Measured must be
+// set.
 type Deps struct {
 	Store Store
 	// Boxes yields the id of every running sandbox, with a channel that is
@@ -98,7 +99,10 @@ type Deps struct {
 	// Traffic is what passed the egress gateway since the sandbox was attached
 	// to it; false when it is not.
 	Traffic func(sandboxID string) (in, out int64, ok bool)
-	Log     *slog.Logger
+	// Measured is told what a sandbox has used over all its runs, after each
+	// sample but the last. It must not block. May be nil.
+	Measured func(sandboxID string, t Total)
+	Log      *slog.Logger
 }
 
 // Meter is safe for concurrent use.

@@ -49,6 +49,20 @@ type Figures struct {
 	EgressIn, EgressOut int64
 }
 
+// Total is what a sandbox has used over all its runs.
+type Total struct {
+	CPU, Wall time.Duration
+	// EgressBytes is of both directions.
+	EgressBytes int64
+}
+
+func (t Total) plus(r Run, end time.Time) Total {
+	t.CPU += r.CPU
+	t.Wall += end.Sub(r.StartedAt)
+	t.EgressBytes += r.EgressIn + r.EgressOut
+	return t
+}
+
 // Tier says how long a sample is kept: a finer one is thinned out earlier.
 type Tier int
 

@@ -126,18 +126,22 @@ func (m *Meter) measure(ctx context.Context, id string, gone <-chan struct{}, li
 	st, err := stats(ctx)
 	in, out, attached := m.deps.Traffic(id)
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.tracks[id] != t {
+		m.mu.Unlock()
 		return nil // another run has begun
 	}
 	if attached {
 		t.traffic(in, out)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		t.add(st, final)
 	}
-	t.add(st, final)
-	return nil
+	total := t.earlier.plus(t.run, time.Now())
+	m.mu.Unlock()
+	if f := m.deps.Measured; f != nil && !final {
+		f(id, total)
+	}
+	return err
 }
 
 // track returns what is remembered of a sandbox, read from the store when it is
@@ -153,6 +157,10 @@ func (m *Meter) track(ctx context.Context, id string, gone <-chan struct{}) (*tr
 	if err != nil {
 		return nil, err
 	}
+	earlier, err := m.earlier(ctx, run)
+	if err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t = m.tracks[id]
@@ -161,8 +169,26 @@ func (m *Meter) track(ctx context.Context, id string, gone <-chan struct{}) (*tr
 	case t != nil && t.run.StartedAt.Equal(run.StartedAt):
 		t.gone = gone // it runs on after a pause that failed
 	default:
-		t = &track{gone: gone, run: run, baseIn: run.EgressIn, baseOut: run.EgressOut}
+		t = &track{gone: gone, run: run, baseIn: run.EgressIn, baseOut: run.EgressOut, earlier: earlier}
 		m.tracks[id] = t
+	}
+	return t, nil
+}
+
+// earlier adds up the runs of a sandbox before the given one.
+func (m *Meter) earlier(ctx context.Context, run Run) (Total, error) {
+	var t Total
+	if m.deps.Measured == nil {
+		return t, nil
+	}
+	runs, err := m.deps.Store.SandboxRuns(ctx, run.Team, run.SandboxID)
+	if err != nil {
+		return t, err
+	}
+	for _, r := range runs {
+		if r.StartedAt.Before(run.StartedAt) && !r.EndedAt.IsZero() {
+			t = t.plus(r, r.EndedAt)
+		}
 	}
 	return t, nil
 }

@@ -14,6 +14,8 @@ type track struct {
 	// baseIn and baseOut are the bytes of the run that an earlier process
 	// counted: the gateway's own counters begin at zero.
 	baseIn, baseOut int64
+	// earlier is what the runs before used, where somebody wants to know.
+	earlier Total
 	// samples are those that wait to be written, after up to keepWritten that
 	// are.
 	samples []Sample
@@ -45,7 +47,8 @@ func (t *track) add(st provider.Stats, final bool) {
 	}
 	const mebibyte = 1 << 20
 	t.run.MemoryMiBMillis += int64((float64(before) + float64(st.MemoryBytes)) / 2 / mebibyte * float64(at.Sub(from).Milliseconds()))
-	t.run.CPU = max(t.run.CPU, st.CPUUsage)
+	// In the store's unit, so that what is shown never shrinks by writing it.
+	t.run.CPU = max(t.run.CPU, st.CPUUsage.Truncate(time.Microsecond))
 	t.run.PeakMemoryBytes = max(t.run.PeakMemoryBytes, st.MemoryBytes)
 	t.run.SampledAt = at
 

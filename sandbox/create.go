@@ -106,6 +106,10 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err := m.unenforceable(res); err != nil {
 		return nil, err
 	}
+	budget, err := r.Budget.within(m.cfg.Budget)
+	if err != nil {
+		return nil, err
+	}
 	policy, err := m.deps.Policy(r.Network)
 	if err != nil {
 		return nil, err
@@ -126,7 +130,7 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 		CreatedAt: now,
 		EndsAt:    now.Add(r.Timeout),
 		OnTimeout: r.OnTimeout,
-		Lifecycle: Lifecycle{AutoResume: r.AutoResume, FilesOnly: r.FilesOnly, Timeout: r.Timeout},
+		Lifecycle: Lifecycle{AutoResume: r.AutoResume, FilesOnly: r.FilesOnly, Timeout: r.Timeout, Budget: budget},
 		Version:   1,
 	}
 	if sb.OnTimeout == "" {

@@ -54,6 +54,11 @@ type entry struct {
 	stuck bool
 	// missed counts sweeps in a row in which the provider did not list the box.
 	missed int
+	// budget is the sandbox's; warned that its near end was told; retryBudget
+	// when it is looked at again after a pause for it failed.
+	budget      Budget
+	warned      bool
+	retryBudget time.Time
 }
 
 // atEnd is what happens at the end of an entry's time.
@@ -203,7 +208,7 @@ func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 		return false
 	}
 	e.phase = live
-	e.endsAt, e.atEnd = sb.EndsAt, endOf(sb)
+	e.endsAt, e.atEnd, e.budget = sb.EndsAt, endOf(sb), sb.Lifecycle.Budget
 	e.live = &Live{
 		ID:              e.id,
 		Team:            e.team,

@@ -52,6 +52,9 @@ type Config struct {
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
+	// Budget is that of a sandbox which is given none, and the most that it can
+	// be given.
+	Budget Budget
 	// Unenforced names limits that may go unenforced where the host cannot;
 	// UnenforcedEgress is for tests over a provider without isolation.
 	Unenforced []provider.Limit

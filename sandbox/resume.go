@@ -152,6 +152,9 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		if s.State != Paused || s.Saved == nil {
 			return audit.Event{}, errOvertaken
 		}
+		if s.Lifecycle.Spent != "" {
+			return audit.Event{}, errSpent(id, s.Lifecycle.Spent)
+		}
 		s.State = Resuming
 		return audit.Event{Type: "sandbox.resuming", Actor: r.who.KeyID}, nil
 	})
@@ -252,7 +255,7 @@ func (m *Manager) recordPaused(ctx context.Context, id ID, why string) error {
 func (m *Manager) noteDormant(sb Sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if sb.State != Paused || !sb.Lifecycle.AutoResume || sb.Saved == nil || sb.Saved.Kind != snapshot.Memory {
+	if sb.State != Paused || !sb.Lifecycle.AutoResume || sb.Lifecycle.Spent != "" || sb.Saved == nil || sb.Saved.Kind != snapshot.Memory {
 		delete(m.dormant, sb.ID)
 		return
 	}

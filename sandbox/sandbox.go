@@ -85,6 +85,10 @@ type Lifecycle struct {
 	// Timeout is the one given at create: a resume on traffic gives this much
 	// life, and MinResume at least.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// Budget is the most it may use over all its runs. Spent names the member
+	// that is used up, while the sandbox may not be resumed for that.
+	Budget Budget `json:"budget,omitzero"`
+	Spent  string `json:"spent,omitempty"`
 }
 
 // MinResume is the least life that a resume on traffic gives.
@@ -121,6 +125,8 @@ type CreateRequest struct {
 	OnTimeout string
 	// AutoResume and FilesOnly go to Lifecycle.
 	AutoResume, FilesOnly bool
+	// Budget goes to Lifecycle; members that are not set are the server's.
+	Budget Budget
 }
 
 // Filter selects sandboxes for List.

@@ -67,6 +67,7 @@ type process struct {
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
+	closed  []string // sandboxes whose box was shown before its end, and whether it was there
 	failOn  string   // the next call of this name fails
 	stop    context.CancelFunc
 	stopped chan struct{}
@@ -92,6 +93,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Guard:     faultyGuard{p.guard, p},
 		Vault:     faultyVault{w.vault, p},
 		Policy:    policy,
+		Closing:   p.closing,
 		Seed:      w.seed,
 		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -100,6 +102,21 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 	}
 	p.Manager = m
 	return p
+}
+
+// closing notes which box the Manager gives a last look at.
+func (p *process) closing(_ context.Context, l *sandbox.Live, _ provider.Box) {
+	state := "no box"
+	if x := p.w.boxes.get(l.ID); x != nil {
+		select {
+		case <-x.ended:
+		default:
+			state = "box"
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = append(p.closed, string(l.ID)+" "+state)
 }
 
 // run starts Run and waits until it has recovered.

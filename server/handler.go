@@ -44,7 +44,7 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: n.manager, EgressLog: flushedLog{n.flows, n.home.store}, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
-			Meter: n.meter, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
+			Meter: n.meter, Budgets: n.manager, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},
 			Stop:      stop, Log: n.log,

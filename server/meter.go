@@ -25,7 +25,10 @@ func (n *node) newMeter() (*meter.Meter, error) {
 			return n.manager.Stats(ctx, identity.System, sandbox.ID(id))
 		},
 		Traffic: n.gateway.Traffic,
-		Log:     n.log,
+		Measured: func(id string, t meter.Total) {
+			n.manager.Spend(sandbox.ID(id), sandbox.Budget{CPU: t.CPU, Wall: t.Wall, EgressBytes: t.EgressBytes})
+		},
+		Log: n.log,
 	})
 	if err != nil {
 		return nil, err

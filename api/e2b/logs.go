@@ -229,7 +229,7 @@ func eventLevel(ev audit.Event) string {
 		case provider.ReasonOOM, provider.ReasonCrashed, provider.ReasonEngineLost:
 			return levelError
 		}
-	case "sandbox.limit_hit", "sandbox.pause_failed", "sandbox.resume_failed":
+	case "sandbox.limit_hit", "sandbox.pause_failed", "sandbox.resume_failed", "sandbox.budget_near", "sandbox.budget_spent":
 		return levelWarn
 	}
 	return levelInfo

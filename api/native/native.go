@@ -90,6 +90,7 @@ type Config struct {
 	Keys      Keys
 	Templates Templates
 	Meter     Meter
+	Budgets   Budgets
 	// Creates bounds creates per team; nil bounds nothing.
 	Creates *identity.Limiter
 	// Policy is the effective policy of a sandbox that asks for nothing.

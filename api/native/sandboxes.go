@@ -106,6 +106,9 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 	if req.Network, err = s.network(in.Network, in.Egress); err != nil {
 		return nil, err
 	}
+	if req.Budget, err = readBudget(in.Budget); err != nil {
+		return nil, err
+	}
 	if err := readLifecycle(&req, in.Lifecycle); err != nil {
 		return nil, err
 	}
@@ -286,7 +289,7 @@ func (s *server) wire(box sandbox.Sandbox) nativeapi.Sandbox {
 			Version: box.Egress.Version, Rules: rules,
 			Default: nativeapi.EgressPolicyDefault(cmp.Or(box.Egress.Default, egress.Deny)),
 		},
-		Metadata: metadata, Domain: s.PublicDomain, Lifecycle: lifecycle(box),
+		Metadata: metadata, Domain: s.PublicDomain, Lifecycle: lifecycle(box), Budget: budget(box),
 		CreatedAt: box.CreatedAt.UTC(), StartedAt: optional(box.StartedAt),
 		EndsAt: optional(box.EndsAt), EndedAt: optional(box.EndedAt),
 	}

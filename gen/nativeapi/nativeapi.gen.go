@@ -201,6 +201,24 @@ func (e StatusEgressDefault) Valid() bool {
 	}
 }
 
+// Budget The most that a sandbox may use over all its runs; without a member the
+// server's limit holds, if there is one. At 80 % the event
+// `sandbox.budget_near` warns, then the sandbox is paused with the reason
+// `budget`. It is measured from time to time, so that a little more can be
+// used.
+type Budget struct {
+	CpuSeconds int64 `json:"cpuSeconds,omitempty"`
+
+	// EgressBytes Both directions of the connections it opens.
+	EgressBytes int64 `json:"egressBytes,omitempty"`
+
+	// Spent cpu, wall or egress when that is used up and the sandbox was paused for it: it cannot be resumed before it has another budget.
+	Spent string `json:"spent,omitempty"`
+
+	// WallSeconds Time that it runs.
+	WallSeconds int64 `json:"wallSeconds,omitempty"`
+}
+
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
 	Name string `json:"name"`
@@ -211,6 +229,12 @@ type CreateKey struct {
 
 // CreateSandbox defines model for CreateSandbox.
 type CreateSandbox struct {
+	// Budget The most that a sandbox may use over all its runs; without a member the
+	// server's limit holds, if there is one. At 80 % the event
+	// `sandbox.budget_near` warns, then the sandbox is paused with the reason
+	// `budget`. It is measured from time to time, so that a little more can be
+	// used.
+	Budget *Budget           `json:"budget,omitempty"`
 	Egress *EgressOptions    `json:"egress,omitempty"`
 	Env    map[string]string `json:"env,omitempty"`
 
@@ -471,10 +495,17 @@ type ResumeSandbox struct {
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
 	// AgentToken Only while it can be reached - it runs, or traffic wakes it - and not in lists.
-	AgentToken string    `json:"agentToken,omitempty"`
-	BuildID    string    `json:"buildID,omitempty"`
-	CreatedAt  time.Time `json:"createdAt"`
-	Domain     string    `json:"domain,omitempty"`
+	AgentToken string `json:"agentToken,omitempty"`
+
+	// Budget The most that a sandbox may use over all its runs; without a member the
+	// server's limit holds, if there is one. At 80 % the event
+	// `sandbox.budget_near` warns, then the sandbox is paused with the reason
+	// `budget`. It is measured from time to time, so that a little more can be
+	// used.
+	Budget    *Budget   `json:"budget,omitempty"`
+	BuildID   string    `json:"buildID,omitempty"`
+	CreatedAt time.Time `json:"createdAt"`
+	Domain    string    `json:"domain,omitempty"`
 
 	// Egress The effective policy. The first rule that matches decides.
 	Egress  EgressPolicy `json:"egress"`
@@ -699,6 +730,9 @@ type CreateKeyJSONRequestBody = CreateKey
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = CreateSandbox
 
+// PutBudgetJSONRequestBody defines body for PutBudget for application/json ContentType.
+type PutBudgetJSONRequestBody = Budget
+
 // PutNetworkJSONRequestBody defines body for PutNetwork for application/json ContentType.
 type PutNetworkJSONRequestBody = PutNetwork
 
@@ -743,6 +777,9 @@ type ServerInterface interface {
 	// GetSandbox A sandbox, also one that has ended.
 	// (GET /sandboxes/{id})
 	GetSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// PutBudget Give a sandbox another budget, for all of its life. One that was paused because its budget was spent can be resumed then.
+	// (PUT /sandboxes/{id}/budget)
+	PutBudget(w http.ResponseWriter, r *http.Request, id ID)
 	// ListFlows The egress log of a sandbox, oldest first; follow=true streams.
 	// (GET /sandboxes/{id}/egress)
 	ListFlows(w http.ResponseWriter, r *http.Request, id ID, params ListFlowsParams)
@@ -1041,6 +1078,32 @@ func (siw *ServerInterfaceWrapper) GetSandbox(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutBudget operation middleware
+func (siw *ServerInterfaceWrapper) PutBudget(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutBudget(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1542,6 +1605,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/budget", wrapper.PutBudget)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/usage", wrapper.GetUsage)
 
 	return m
@@ -1917,6 +1981,46 @@ type GetSandboxdefaultJSONResponse struct {
 }
 
 func (response GetSandboxdefaultJSONResponse) VisitGetSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBudgetRequestObject struct {
+	Id   ID `json:"id"`
+	Body *PutBudgetJSONRequestBody
+}
+
+type PutBudgetResponseObject interface {
+	VisitPutBudgetResponse(w http.ResponseWriter) error
+}
+
+type PutBudget200JSONResponse Sandbox
+
+func (response PutBudget200JSONResponse) VisitPutBudgetResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBudgetdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response PutBudgetdefaultJSONResponse) VisitPutBudgetResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2434,6 +2538,9 @@ type StrictServerInterface interface {
 	// GetSandbox A sandbox, also one that has ended.
 	// (GET /sandboxes/{id})
 	GetSandbox(ctx context.Context, request GetSandboxRequestObject) (GetSandboxResponseObject, error)
+	// PutBudget Give a sandbox another budget, for all of its life. One that was paused because its budget was spent can be resumed then.
+	// (PUT /sandboxes/{id}/budget)
+	PutBudget(ctx context.Context, request PutBudgetRequestObject) (PutBudgetResponseObject, error)
 	// ListFlows The egress log of a sandbox, oldest first; follow=true streams.
 	// (GET /sandboxes/{id}/egress)
 	ListFlows(ctx context.Context, request ListFlowsRequestObject) (ListFlowsResponseObject, error)
@@ -2769,6 +2876,39 @@ func (sh *strictHandler) GetSandbox(w http.ResponseWriter, r *http.Request, id I
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetSandboxResponseObject); ok {
 		if err := validResponse.VisitGetSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutBudget operation middleware
+func (sh *strictHandler) PutBudget(w http.ResponseWriter, r *http.Request, id ID) {
+	var request PutBudgetRequestObject
+
+	request.Id = id
+
+	var body PutBudgetJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PutBudget(ctx, request.(PutBudgetRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutBudget")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PutBudgetResponseObject); ok {
+		if err := validResponse.VisitPutBudgetResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

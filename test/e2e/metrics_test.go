@@ -222,3 +222,42 @@ func TestUsageSurvives(t *testing.T) {
 		t.Errorf("usage of an ended sandbox changed from %+v to %+v", end, again)
 	}
 }
+
+// A sandbox that has used up its budget is paused, not killed, and goes on with
+// another.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	s := own(t, "--set", "metrics.interval=1s")
+	var b testenv.Box
+	var made struct{ ID string }
+	err := s.API(t.Context(), http.MethodPost, "/native/v1/sandboxes",
+		map[string]any{"template": "base", "timeoutSeconds": 600, "budget": map[string]any{"cpuSeconds": 1}}, &made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.API(t.Context(), http.MethodPost, "/v2/sandboxes/"+made.ID+"/connect", map[string]any{}, &b); err != nil {
+		t.Fatal(err)
+	}
+	pid := sh(t, s, b, "(while :; do :; done) >/dev/null 2>&1 & "+counting).Stdout
+	var detail struct{ State string }
+	waitFor(t, 30*time.Second, "the sandbox to be paused", func() bool {
+		err := s.API(t.Context(), http.MethodGet, "/sandboxes/"+b.ID, nil, &detail)
+		return err == nil && detail.State == "paused"
+	})
+	if err := s.API(t.Context(), http.MethodPost, "/v2/sandboxes/"+b.ID+"/connect", map[string]any{}, nil); status(err) != http.StatusConflict {
+		t.Errorf("connect with a spent budget: %v, want 409", err)
+	}
+	var logs struct {
+		Logs []struct{ Level, Message string }
+	}
+	if err := s.API(t.Context(), http.MethodGet, "/v2/sandboxes/"+b.ID+"/logs?level=warn", nil, &logs); err != nil || len(logs.Logs) == 0 || logs.Logs[0].Message != "sandbox budget spent: cpu" {
+		t.Errorf("warnings are %+v, %v", logs, err)
+	}
+	if err := s.API(t.Context(), http.MethodPut, "/native/v1/sandboxes/"+b.ID+"/budget", map[string]any{"cpuSeconds": 1000}, nil); err != nil {
+		t.Fatal(err)
+	}
+	connect(t, s, b.ID)
+	if r := sh(t, s, b, grows(pid)); r.Stdout != "counts\n" {
+		t.Errorf("after the resume: %+v", r)
+	}
+}
