@@ -98,7 +98,9 @@ func usageRow(u client.Usage, name string) []string {
 	if name == "" {
 		name = "-"
 	}
-	seconds := func(f float64) string { return time.Duration(f * float64(time.Second)).Round(100 * time.Millisecond).String() }
+	seconds := func(f float64) string {
+		return time.Duration(f * float64(time.Second)).Round(100 * time.Millisecond).String()
+	}
 	return []string{
 		name, strconv.Itoa(u.Runs), seconds(u.WallSeconds), seconds(u.CPUSeconds),
 		fmt.Sprintf("%.3f", u.MemoryMiBSeconds/1024/3600), bytesText(u.EgressOutBytes), bytesText(u.EgressInBytes),

@@ -176,7 +176,7 @@ type Stats struct {
 	// DiskBytes is what the box's changes to its file system take on the host's
 	// disk, without the template below them. Zero where it is not known.
 	DiskBytes int64
-	Processes      int // host processes of the box
+	Processes int // host processes of the box
 }
 
 // Exit tells how a box ended.

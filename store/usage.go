@@ -44,8 +44,10 @@ func (s *Store) account(ctx context.Context, q *db.Queries, from sandbox.State, 
 	case from == to:
 		return nil
 	case to == sandbox.Running && from != sandbox.Pausing:
-		if err := endRun(ctx, q, sb.ID, meter.Saved, sb.StartedAt); err != nil {
-			return err
+		if from == sandbox.Resuming {
+			if err := endRun(ctx, q, sb.ID, meter.Saved, sb.StartedAt); err != nil {
+				return err
+			}
 		}
 		return beginRun(ctx, q, sb, meter.Ran, sb.StartedAt)
 	case to == sandbox.Paused && from == sandbox.Pausing:

@@ -33,7 +33,7 @@ type Metrics struct {
 var (
 	states      = []string{"pending", "running", "pausing", "paused", "resuming", "killing", "killed", "failed"}
 	results     = []string{"ok", "invalid", "limit", "error"}
-	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed"}
+	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget"}
 	targets     = []string{"agent", "port"}
 	flowKinds   = []string{"tcp", "dns", "udp"}
 	verdicts    = []string{"allow", "deny"}
