@@ -12,7 +12,7 @@ const metrics = (box, what, ok, within = 30_000) => eventually(async () => {
 test('what a sandbox uses', async (t) => {
   const box = await sandbox(t);
   await box.commands.run('head -c 60M /dev/urandom > /home/user/f; for i in 1 2; do (while :; do :; done) & done; true', { background: true });
-  const busy = (m) => m.cpuUsedPct > 30 && m.diskUsed > 60 * MiB;
+  const busy = (m) => m.cpuUsedPct > 5 && m.diskUsed > 60 * MiB;
   const all = await metrics(box, 'metrics of a busy sandbox', (m) => m.some(busy));
   const m = all.find(busy);
   assert.ok(m.timestamp instanceof Date && Math.abs(Date.now() - m.timestamp) < 60_000, `timestamp ${m.timestamp}`);
