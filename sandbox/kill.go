@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/caisson-dev/caisson/audit"
@@ -76,6 +77,8 @@ func (m *Manager) finishEnd(ctx context.Context, e *entry, extra audit.Event, fi
 	m.mu.RUnlock()
 	log := m.log.With(slog.String("sandbox", string(e.id)), slog.String("reason", why))
 
+	var look sync.WaitGroup // while the record is written, it costs no time
+	look.Go(func() { m.closing(ctx, e, box) })
 	if first {
 		// Killing survives a crash of the server between here and the end; if it
 		// cannot be written the box dies all the same.
@@ -88,8 +91,8 @@ func (m *Manager) finishEnd(ctx context.Context, e *entry, extra audit.Event, fi
 		}
 	}
 	var destroyErr error
+	look.Wait()
 	if box != nil {
-		m.closing(ctx, e, box)
 		destroyErr = box.Destroy(ctx)
 	}
 	err := errors.Join(destroyErr, m.deps.Guard.Detach(ctx, string(e.id)))
@@ -116,7 +119,7 @@ func (m *Manager) closing(ctx context.Context, e *entry, box provider.Box) {
 	m.mu.RLock()
 	l := e.live
 	m.mu.RUnlock()
-	if f := m.deps.Closing; f != nil && l != nil {
+	if f := m.deps.Closing; f != nil && l != nil && box != nil {
 		f(ctx, l, box)
 	}
 }
