@@ -31,6 +31,8 @@ type creation struct {
 	build template.Build
 	sb    Sandbox
 	entry *entry
+	// warm is the box that it starts from; nil when one must be made.
+	warm  provider.Box
 	undo  undo.Stack
 	stage string
 }
@@ -40,9 +42,24 @@ type creation struct {
 // or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
 // team's limit is ErrResourceExhausted.
 func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
+	sb, err := m.create(ctx, who, r, true)
+	if errors.Is(err, errStale) && ctx.Err() == nil {
+		return m.create(ctx, who, r, false)
+	}
+	return sb, err
+}
+
+func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRequest, warm bool) (Sandbox, error) {
 	began := time.Now()
 	c, err := m.plan(ctx, who, r)
 	if err != nil {
+		return Sandbox{}, err
+	}
+	if warm {
+		m.takeWarm(ctx, c)
+	}
+	if c.sb.Sealed, err = m.seal(c.sb.ID, guestOf(m.cfg, c.build, r)); err != nil {
+		m.putBack(c)
 		return Sandbox{}, err
 	}
 	ctx, abort := context.WithCancelCause(ctx)
@@ -60,9 +77,13 @@ func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRe
 	if err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
+		m.putBack(c)
 		m.forget(c.entry)
 		m.countFailure(StageAdmit)
 		return Sandbox{}, err
+	}
+	if c.warm != nil {
+		m.pool.Settle(c.warm)
 	}
 	box, err := m.start(ctx, c)
 	if err == nil {
@@ -132,9 +153,6 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if sb.OnTimeout == "" {
 		sb.OnTimeout = OnTimeoutKill
 	}
-	if sb.Sealed, err = m.seal(sb.ID, guestOf(m.cfg, build, r)); err != nil {
-		return nil, err
-	}
 	if len(tmpl.Names) > 0 {
 		sb.Alias = tmpl.Names[0]
 	}
@@ -149,17 +167,22 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 		fmt.Errorf("sandbox did not start within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
 	defer cancel()
 
-	c.stage = StageQueue
-	select {
-	case m.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	if c.warm == nil {
+		c.stage = StageQueue
+		select {
+		case m.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		defer func() { <-m.slots }()
 	}
-	defer func() { <-m.slots }()
 
 	c.stage = StageAttach
 	// Before the step, for once: an Attach that fails late may have attached.
 	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
+	if c.warm != nil {
+		c.undo.Add(c.warm.Destroy)
+	}
 	att, err := m.deps.Guard.Attach(ctx, id, c.sb.Egress)
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("attach egress: %w", err))
@@ -170,10 +193,12 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	if err != nil {
 		return nil, err
 	}
-	c.undo.Add(box.Destroy)
 
 	c.stage = StageAgent
 	if err := m.initAgent(ctx, c.sb, box); err != nil {
+		if c.warm != nil {
+			err = errors.Join(errStale, err)
+		}
 		return nil, err
 	}
 
@@ -193,11 +218,15 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 
 func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachment) (provider.Box, error) {
 	spec := m.spec(c.sb, c.build, att)
+	if c.warm != nil {
+		return m.claim(ctx, c, provider.Identity{SandboxID: spec.SandboxID, Labels: spec.Labels, Egress: att})
+	}
 	spec.Deadline = clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.graceAt(endOf(c.sb)))
 	box, err := m.deps.Provider.Create(ctx, spec)
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))
 	}
+	c.undo.Add(box.Destroy)
 	return box, nil
 }
 

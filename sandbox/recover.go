@@ -35,6 +35,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		close(m.recovered)
 		m.destroyOrphans(ctx)
 		m.collectArtifacts(ctx)
+		m.tasks.add(m.runPool)
 		tick := time.NewTicker(m.cfg.SweepInterval)
 		defer tick.Stop()
 		var pruned time.Time
@@ -348,8 +349,9 @@ func (m *Manager) destroyOrphans(ctx context.Context) {
 }
 
 func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
-	// An entry exists from before a box is created until after it is destroyed.
-	if m.entry(ID(h.ID)) != nil {
+	// An entry exists from before a box is created until after it is destroyed;
+	// a warm box is the pool's until its record exists.
+	if m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {
 		return nil
 	}
 	sb, err := m.deps.Store.Get(ctx, ID(h.ID))

@@ -95,10 +95,15 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}
 	defaults, maxima := resources(cfg.Limits)
 	m := n.opts.Metrics
+	warm, err := warmPool(cfg.Pool, m)
+	if err != nil {
+		return err
+	}
 	n.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
+		Pool:    warm,
 	}, sandbox.Deps{
 		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
