@@ -5,7 +5,6 @@ package pool
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -18,8 +17,6 @@ import (
 )
 
 const (
-	// answerLimit is how long a warm box may take to prove that it answers.
-	answerLimit = 250 * time.Millisecond
 	// destroyLimit bounds the end of one box.
 	destroyLimit = 30 * time.Second
 )
@@ -129,29 +126,18 @@ func New(o Options) (*Pool, error) {
 	return &Pool{o: o, wake: make(chan struct{}, 1), shelves: map[Key]*shelf{}, own: map[string]bool{}}, nil
 }
 
-// Take hands out a box of the key; false when there is none that answers. It
-// never waits for one to be made. name is that of the template. The caller calls
-// Settle when it answers for the box, or Return.
-func (p *Pool) Take(ctx context.Context, k Key, name string) (provider.Box, bool) {
+// Take hands out a box of the key; false when there is none. It never waits.
+// name is that of the template. The caller calls Settle when it answers for the
+// box, or Return. A box that has died is not there any more; whether one answers
+// shows when it gets its identity.
+func (p *Pool) Take(k Key, name string) (provider.Box, bool) {
 	defer p.poke()
-	for {
-		it := p.pop(k, name)
-		if it == nil {
-			p.taken(k, false)
-			return nil, false
-		}
-		err := answers(ctx, it.box)
-		if err == nil {
-			p.taken(k, true)
-			return it.box, true
-		}
-		if ctx.Err() != nil {
-			p.Return(k, it.box)
-			return nil, false
-		}
-		p.o.Log.WarnContext(ctx, "warm box does not answer; it is thrown away", slog.String("box", it.box.Handle().ID), slog.Any("error", err))
-		p.discard(it.box)
+	it := p.pop(k, name)
+	p.taken(k, it != nil)
+	if it == nil {
+		return nil, false
 	}
+	return it.box, true
 }
 
 func (p *Pool) taken(k Key, hit bool) {
@@ -215,16 +201,6 @@ func (p *Pool) tell() {
 		n += len(s.boxes)
 	}
 	p.o.Metrics.Change(n)
-}
-
-func answers(ctx context.Context, box provider.Box) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, answerLimit, errors.New("no answer in time"))
-	defer cancel()
-	ctl := box.Control()
-	if ctl == nil {
-		return errors.New("box has no control channel")
-	}
-	return ctl.Ready(ctx)
 }
 
 // Settle says that the caller answers for a box that it took.

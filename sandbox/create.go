@@ -56,7 +56,7 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 		return Sandbox{}, err
 	}
 	if warm {
-		m.takeWarm(ctx, c)
+		m.takeWarm(c)
 	}
 	if c.sb.Sealed, err = m.seal(c.sb.ID, guestOf(m.cfg, c.build, r)); err != nil {
 		m.putBack(c)
@@ -70,11 +70,7 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 	m.mu.Unlock()
 
 	c.stage = StageAdmit
-	err = m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, audit.Event{
-		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: who.KeyID,
-		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
-	})
-	if err != nil {
+	if err = m.insert(ctx, c); err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
 		m.putBack(c)
@@ -103,6 +99,23 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 		err = cause
 	}
 	return Sandbox{}, m.unwind(ctx, c, err)
+}
+
+// insert writes the record. One that starts from a warm box is Running from the
+// beginning, which saves a write: a server that dies before the agent has its
+// identity leaves it to the one that takes over.
+func (m *Manager) insert(ctx context.Context, c *creation) error {
+	events := []audit.Event{{
+		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: c.who.KeyID,
+		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
+	}}
+	if c.warm != nil {
+		now := clock()
+		c.sb.State, c.sb.Handle = Running, c.warm.Handle()
+		c.sb.StartedAt, c.sb.EndsAt = now, now.Add(c.req.Timeout)
+		events = append(events, audit.Event{Type: "sandbox.started", At: now, Actor: c.who.KeyID})
+	}
+	return m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, events...)
 }
 
 // plan checks a request and settles everything that needs no I/O on the host.
@@ -195,10 +208,10 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	}
 
 	c.stage = StageAgent
+	if c.warm != nil {
+		return box, m.bind(ctx, c.sb, box) // recorded as Running already
+	}
 	if err := m.initAgent(ctx, c.sb, box); err != nil {
-		if c.warm != nil {
-			err = errors.Join(errStale, err)
-		}
 		return nil, err
 	}
 
@@ -265,26 +278,28 @@ func (m *Manager) initAgent(ctx context.Context, sb Sandbox, box provider.Box) e
 	}()
 	defer func() { cancel(nil); <-died }()
 
-	id := string(sb.ID)
-	limits := m.cfg.Command
-	limits.Processes = sb.Resources.Processes
-	err = ctl.Init(ctx, control.Init{
-		SandboxID:      id,
-		TemplateID:     string(sb.Template),
-		BuildID:        string(sb.Build),
-		Hostname:       id,
-		AccessToken:    m.deps.Seed.AgentToken(id).Reveal(),
-		EnvVars:        g.Env,
-		DefaultUser:    g.User,
-		DefaultWorkdir: g.Workdir,
-		Limits:         limits,
-		CABundle:       m.cfg.CABundle,
-		Now:            time.Now(),
-	})
-	if err != nil {
+	in := m.machine(sb)
+	in.AccessToken = m.deps.Seed.AgentToken(string(sb.ID)).Reveal()
+	in.EnvVars, in.DefaultUser, in.DefaultWorkdir = g.Env, g.User, g.Workdir
+	if err := ctl.Init(ctx, in); err != nil {
 		return because(ctx, fmt.Errorf("init agent: %w", err))
 	}
 	return nil
+}
+
+// machine is what an agent is told of a sandbox beside its secrets.
+func (m *Manager) machine(sb Sandbox) control.Init {
+	limits := m.cfg.Command
+	limits.Processes = sb.Resources.Processes
+	return control.Init{
+		SandboxID:  string(sb.ID),
+		TemplateID: string(sb.Template),
+		BuildID:    string(sb.Build),
+		Hostname:   string(sb.ID),
+		Limits:     limits,
+		CABundle:   m.cfg.CABundle,
+		Now:        time.Now(),
+	}
 }
 
 // unwind takes a failed create back and returns the error to show, which is the

@@ -197,6 +197,9 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
 		}
 	}
+	if err := m.initUnbound(ctx, sb, box); err != nil {
+		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+	}
 	if !m.publish(e, box, sb) {
 		return errAborted // adopt ends it with the reason of the kill
 	}
@@ -204,6 +207,23 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
 	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
 	return nil
+}
+
+// initUnbound gives an agent its identity that has none: its server died between
+// recording the sandbox and telling it.
+func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box) error {
+	ctl := box.Control()
+	if ctl == nil {
+		return nil
+	}
+	h, err := ctl.Health(ctx)
+	if err != nil {
+		return fmt.Errorf("ask agent: %w", err)
+	}
+	if h.Ready {
+		return nil
+	}
+	return m.initAgent(ctx, sb, box)
 }
 
 // goneReason is why a box ended while nobody watched. A provider that knows says

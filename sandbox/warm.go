@@ -67,7 +67,28 @@ func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider
 	if err != nil {
 		return nil, fmt.Errorf("create box: %w", err)
 	}
+	in := m.machine(Sandbox{ID: ID(id), Template: build.Template, Build: build.ID, Resources: k.Resources})
+	if err := box.Control().Prepare(ctx, in); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("prepare agent: %w", err), box.Destroy(clean))
+	}
 	return box, nil
+}
+
+// bindLimit is how long the agent of a warm box may take for its identity before
+// the create goes on with another box.
+const bindLimit = 2 * time.Second
+
+// bind gives a claimed box its identity.
+func (m *Manager) bind(ctx context.Context, sb Sandbox, box provider.Box) error {
+	bctx, cancel := context.WithTimeoutCause(ctx, bindLimit, errors.New("agent did not answer in time"))
+	defer cancel()
+	err := m.initAgent(bctx, sb, box)
+	if err != nil && ctx.Err() == nil {
+		return errors.Join(errStale, err)
+	}
+	return err
 }
 
 // PoolStatus lists what is kept warm; empty when nothing is.
@@ -129,11 +150,11 @@ func keyOf(build template.Build, res provider.Resources) pool.Key {
 
 // takeWarm gives a planned create a warm box, when there is one, and with it the
 // box's id.
-func (m *Manager) takeWarm(ctx context.Context, c *creation) {
+func (m *Manager) takeWarm(c *creation) {
 	if m.pool == nil {
 		return
 	}
-	box, ok := m.pool.Take(ctx, keyOf(c.build, c.sb.Resources), c.req.Template)
+	box, ok := m.pool.Take(keyOf(c.build, c.sb.Resources), c.req.Template)
 	if ok {
 		c.warm, c.sb.ID = box, ID(box.Handle().ID)
 	}

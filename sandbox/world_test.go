@@ -198,11 +198,11 @@ type faultyStore struct {
 	p *process
 }
 
-func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev audit.Event) error {
+func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs ...audit.Event) error {
 	if err := s.p.step("insert"); err != nil {
 		return err
 	}
-	return s.Store.Insert(ctx, sb, maxLive, ev)
+	return s.Store.Insert(ctx, sb, maxLive, evs...)
 }
 
 func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
@@ -321,6 +321,7 @@ type box struct {
 	deadline time.Time
 	network  egress.Attachment
 	init     control.Init
+	prepared control.Init
 	silent   bool // the agent does not answer
 	refuse   bool
 	servers  []*control.Server
@@ -374,6 +375,13 @@ func (x *box) Init(_ context.Context, in control.Init) error {
 		return fmt.Errorf("refused: %w", errdefs.ErrInvalidArgument)
 	}
 	x.init = in
+	return nil
+}
+
+func (x *box) Prepare(_ context.Context, in control.Init) error {
+	x.host.mu.Lock()
+	defer x.host.mu.Unlock()
+	x.prepared = in
 	return nil
 }
 func (x *box) Health() control.Health { return control.Health{Ready: true} }

@@ -24,7 +24,7 @@ const (
 var _ sandbox.Store = (*Store)(nil)
 
 // Insert implements sandbox.Store.
-func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev audit.Event) error {
+func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs ...audit.Event) error {
 	row, err := packSandbox(sb)
 	if err != nil {
 		return err
@@ -41,7 +41,12 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 		if err := q.InsertSandbox(ctx, insertParams(row)); err != nil {
 			return fmt.Errorf("insert sandbox: %w", err)
 		}
-		return appendEvent(ctx, q, eventOf(ev, sb))
+		for _, ev := range evs {
+			if err := appendEvent(ctx, q, eventOf(ev, sb)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
