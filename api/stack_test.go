@@ -27,6 +27,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/provider/fake"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/spec"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/store/storetest"
@@ -124,11 +125,15 @@ func start(t *testing.T, o settings) *stack {
 	policy := func(n sandbox.Network) (egress.Policy, error) {
 		return egress.FromNetwork(egress.Network{AllowInternet: n.AllowInternet, AllowOut: n.AllowOut, DenyOut: n.DenyOut}, words)
 	}
+	vault, err := snapshot.NewLocal(filepath.Join(t.TempDir(), "snapshots"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	defaults := provider.Resources{MemoryMiB: 512, CPUs: 1, DiskMiB: 1024, Processes: 64}
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 	}, sandbox.Deps{
-		Store: s.store, Templates: templates{s.store}, Provider: boxes, Guard: gate{},
+		Store: s.store, Templates: templates{s.store}, Provider: keeper{boxes}, Guard: gate{}, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), Log: log,
 	})
 	if err != nil {
