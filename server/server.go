@@ -106,6 +106,8 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },
 			Ended:        m.Ended,
+			Paused:       m.Paused,
+			Resumed:      m.Resumed,
 			Live:         func(live int) { m.SetSandboxes(map[string]int{"running": live}) },
 		},
 	})

@@ -114,7 +114,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if p.client, err = engine.Connect(ctx, p.options); err != nil {
 		return nil, fmt.Errorf("gvisor: %w", err)
 	}
-	p.abi = p.client.Hello.ABI + "/agent-" + digest[:12]
+	p.abi = joinABI(p.client.Hello.ABI, digest)
 	p.caps = p.capabilities()
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.closing = cancel
