@@ -29,7 +29,7 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 	if err != nil {
 		return err
 	}
-	return s.write(ctx, func(q *db.Queries) error {
+	return s.writeAbout(ctx, row.ID, func(q *db.Queries) error {
 		// The team's row is the lock that makes counting exact on PostgreSQL.
 		limit, err := q.LockTeam(ctx, row.TeamID)
 		if err := found(err, "team", row.TeamID); err != nil {
@@ -75,7 +75,7 @@ func (s *Store) Get(ctx context.Context, id sandbox.ID) (sandbox.Sandbox, error)
 // Mutate implements sandbox.Store.
 func (s *Store) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
 	var out sandbox.Sandbox
-	err := s.write(ctx, func(q *db.Queries) error {
+	err := s.writeAbout(ctx, string(id), func(q *db.Queries) error {
 		row, err := q.GetSandbox(ctx, string(id))
 		if err := found(err, "sandbox", string(id)); err != nil {
 			return err
