@@ -119,7 +119,7 @@ func (p *Provider) otherABI(a snapshot.Artifact) error {
 // gvisorABI is the part of an ABI that the saved files depend on: a new agent
 // does not matter to them.
 func gvisorABI(abi string) string {
-	engine, _, _ := strings.Cut(abi, "/agent-")
+	engine, _, _ := strings.Cut(abi, agentMark)
 	return engine
 }
 
