@@ -20,7 +20,6 @@ import (
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
-	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
@@ -151,7 +150,7 @@ func start(t *testing.T, o settings) *stack {
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, EgressLog: s.store, Audit: audit.Log(s.store), Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
 			Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,

@@ -90,7 +90,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		return err
 	}
 	progress("start the engine", "")
-	if n.prov, err = newProvider(ctx, n.home.dir, cfg, n.log); err != nil {
+	if n.prov, err = newProvider(ctx, n.home, cfg, n.log); err != nil {
 		return err
 	}
 	defaults, maxima := resources(cfg.Limits)

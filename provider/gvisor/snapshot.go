@@ -123,10 +123,12 @@ const agentDigits = 16
 
 // joinABI makes the ABI of memory snapshots: that of the engine, which saved
 // files depend on too, and the agent, which runs on in a restored box.
-func joinABI(engine, agentDigest string) string { return engine + "/agent-" + agentDigest[:agentDigits] }
+func joinABI(engine, agentDigest string) string {
+	return engine + agentMark + agentDigest[:agentDigits]
+}
 
 func splitABI(abi string) (engine, agentDigest string) {
-	engine, agentDigest, _ = strings.Cut(abi, "/agent-")
+	engine, agentDigest, _ = strings.Cut(abi, agentMark)
 	return engine, agentDigest
 }
 
