@@ -20,13 +20,13 @@ import (
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
-	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/provider/fake"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/spec"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/store/storetest"
@@ -124,11 +124,15 @@ func start(t *testing.T, o settings) *stack {
 	policy := func(n sandbox.Network) (egress.Policy, error) {
 		return egress.FromNetwork(egress.Network{AllowInternet: n.AllowInternet, AllowOut: n.AllowOut, DenyOut: n.DenyOut}, words)
 	}
+	vault, err := snapshot.NewLocal(filepath.Join(t.TempDir(), "snapshots"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	defaults := provider.Resources{MemoryMiB: 512, CPUs: 1, DiskMiB: 1024, Processes: 64}
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 	}, sandbox.Deps{
-		Store: s.store, Templates: templates{s.store}, Provider: boxes, Guard: gate{},
+		Store: s.store, Templates: templates{s.store}, Provider: keeper{boxes}, Guard: gate{}, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), Log: log,
 	})
 	if err != nil {
@@ -146,7 +150,7 @@ func start(t *testing.T, o settings) *stack {
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, EgressLog: s.store, Audit: audit.Log(s.store), Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
 			Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,

@@ -18,7 +18,7 @@ var update = flag.Bool("update", false, "rewrite the golden help texts")
 var commands = []string{
 	"", "run", "serve", "init", "doctor", "config", "version", "key", "key create", "key list", "key revoke",
 	"sandbox", "sandbox create", "sandbox list", "sandbox status", "sandbox run", "sandbox exec", "sandbox shell",
-	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox stop", "template", "template build", "template list",
+	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox pause", "sandbox resume", "sandbox stop", "template", "template build", "template list",
 	"template delete", "egress", "egress check", "egress allow",
 }
 

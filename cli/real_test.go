@@ -10,8 +10,9 @@ import (
 	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
-// TestScriptsOnRealServer runs the same scripts with the built program against
-// a server of its own, whose sandboxes are real.
+// TestScriptsOnRealServer runs the same scripts, and some that the stand-in could
+// not pass, with the built program against a server of its own, whose sandboxes
+// are real.
 func TestScriptsOnRealServer(t *testing.T) {
 	bin, data := os.Getenv("CAISSON_TEST_BIN"), os.Getenv("CAISSON_TEST_DATA")
 	if bin == "" || data == "" {
@@ -29,5 +30,7 @@ func TestScriptsOnRealServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Stop)
-	clitest.Scripts(t, clitest.Target{URL: server.URL, KeyFile: config.KeyFile(dir), Bin: filepath.Dir(bin)}, "testdata/script")
+	target := clitest.Target{URL: server.URL, KeyFile: config.KeyFile(dir), Bin: filepath.Dir(bin)}
+	clitest.Scripts(t, target, "testdata/script")
+	clitest.Scripts(t, target, "testdata/real")
 }

@@ -140,6 +140,11 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err := m.unenforceable(res); err != nil {
 		return nil, err
 	}
+	if r.OnTimeout == OnTimeoutPause {
+		if err := m.canSave(atEnd{filesOnly: r.FilesOnly}.kind()); err != nil {
+			return nil, err
+		}
+	}
 	policy, err := m.deps.Policy(r.Network)
 	if err != nil {
 		return nil, err

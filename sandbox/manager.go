@@ -34,7 +34,8 @@ type Config struct {
 	MaxPerTeam int
 	// ConcurrentCreates bounds boxes being started at once. Default 8.
 	ConcurrentCreates int
-	// CreateTimeout bounds starting a box and its agent. Default 60 s.
+	// CreateTimeout bounds starting a box and its agent, and taking one over.
+	// Default 60 s.
 	CreateTimeout time.Duration
 	// DestroyTimeout bounds ending a box. Default 30 s.
 	DestroyTimeout time.Duration

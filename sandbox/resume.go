@@ -178,6 +178,11 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
 	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	if errors.Is(err, snapshot.ErrOtherEngine) {
+		return nil, apierr.New(errdefs.ErrFailedPrecondition,
+			"sandbox %q was paused by another version of the engine, whose memory this one cannot take up; it stays paused: resume it with that version", id).
+			WithCode("engine_mismatch").WithCause(err)
+	}
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("restore box: %w", err))
 	}

@@ -64,6 +64,7 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
+	deadlineHangs        atomic.Bool
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
@@ -514,7 +515,11 @@ func (o *openBox) Wait(ctx context.Context) (provider.Exit, error) {
 	}
 }
 
-func (o *openBox) SetDeadline(_ context.Context, t time.Time) error {
+func (o *openBox) SetDeadline(ctx context.Context, t time.Time) error {
+	if o.p.deadlineHangs.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if err := o.p.step("deadline"); err != nil {
 		return err
 	}

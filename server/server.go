@@ -90,7 +90,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		return err
 	}
 	progress("start the engine", "")
-	if n.prov, err = newProvider(ctx, n.home.dir, cfg, n.log); err != nil {
+	if n.prov, err = newProvider(ctx, n.home, cfg, n.log); err != nil {
 		return err
 	}
 	defaults, maxima := resources(cfg.Limits)
@@ -111,6 +111,8 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },
 			Ended:        m.Ended,
+			Paused:       m.Paused,
+			Resumed:      m.Resumed,
 			Live:         func(live int) { m.SetSandboxes(map[string]int{"running": live}) },
 		},
 	})

@@ -29,7 +29,7 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs
 	if err != nil {
 		return err
 	}
-	return s.write(ctx, func(q *db.Queries) error {
+	return s.writeAbout(ctx, row.ID, func(q *db.Queries) error {
 		if err := admit(ctx, q, row.TeamID, maxLive); err != nil {
 			return err
 		}
@@ -97,7 +97,7 @@ func (s *Store) Admit(ctx context.Context, id sandbox.ID, maxLive int, fn func(*
 
 func (s *Store) mutate(ctx context.Context, id sandbox.ID, first func(q *db.Queries, team string) error, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
 	var out sandbox.Sandbox
-	err := s.write(ctx, func(q *db.Queries) error {
+	err := s.writeAbout(ctx, string(id), func(q *db.Queries) error {
 		row, err := q.GetSandbox(ctx, string(id))
 		if err := found(err, "sandbox", string(id)); err != nil {
 			return err

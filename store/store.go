@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/gen/db"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/containerd/errdefs"
@@ -41,6 +42,7 @@ type Store struct {
 	writer  *sql.DB
 	reader  *sql.DB // the same as writer on PostgreSQL
 	wq, rq  *db.Queries
+	events  audit.Notifier
 }
 
 // Open opens and migrates the database that dsn names: a postgres:// URL, or a

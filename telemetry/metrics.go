@@ -21,6 +21,8 @@ type Metrics struct {
 	creates       *prometheus.CounterVec
 	createSeconds prometheus.Histogram
 	ended         *prometheus.CounterVec
+	pauseSeconds  prometheus.Histogram
+	resumeSeconds prometheus.Histogram
 	proxied       *prometheus.CounterVec
 	proxySeconds  *prometheus.HistogramVec
 	api           *prometheus.CounterVec
@@ -61,6 +63,8 @@ func NewMetrics(version string) *Metrics {
 	m.egressBytes = counter("egress_bytes_total", "Bytes through the egress gateway, seen from the sandbox.", "direction")
 	m.sandboxes = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_sandboxes", Help: "Sandboxes now, by state."}, []string{"state"})
 	m.createSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_create_seconds", Help: "Time of successful creates.", Buckets: buckets})
+	m.pauseSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_pause_seconds", Help: "Time to save a sandbox and end its processes.", Buckets: buckets})
+	m.resumeSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_resume_seconds", Help: "Time to resume a sandbox.", Buckets: buckets})
 	m.apiSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_api_request_seconds", Help: "Time of API requests.", Buckets: buckets})
 	m.proxySeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "caisson_proxied_first_byte_seconds", Help: "Time until a sandbox port answered.", Buckets: buckets}, []string{"target"})
 	m.poolTaken = counter("pool_taken_total", "Creates that found a warm sandbox (hit) or did not (miss).", "result")
@@ -69,7 +73,7 @@ func NewMetrics(version string) *Metrics {
 	m.poolFailed = prometheus.NewCounter(prometheus.CounterOpts{Name: "caisson_pool_fill_failures_total", Help: "Warm sandboxes that could not be started."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_build_info", Help: "1, with the version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.apiSeconds, m.proxySeconds, build,
+	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.pauseSeconds, m.resumeSeconds, m.apiSeconds, m.proxySeconds, build,
 		m.poolBoxes, m.poolFill, m.poolFailed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range states {
@@ -121,6 +125,20 @@ func (m *Metrics) Created(result string, took time.Duration) {
 	m.creates.WithLabelValues(known(results, result)).Inc()
 	if result == "ok" {
 		m.createSeconds.Observe(took.Seconds())
+	}
+}
+
+// Paused counts a pause.
+func (m *Metrics) Paused(took time.Duration) {
+	if m != nil {
+		m.pauseSeconds.Observe(took.Seconds())
+	}
+}
+
+// Resumed counts a resume.
+func (m *Metrics) Resumed(took time.Duration) {
+	if m != nil {
+		m.resumeSeconds.Observe(took.Seconds())
 	}
 }
 
