@@ -234,6 +234,7 @@ func (a *Agent) Prepare(ctx context.Context, in control.Init) error {
 			return err
 		}
 	}
+	a.procs.Rehearse(ctx, in.DefaultUser)
 	a.prepared = in
 	return nil
 }

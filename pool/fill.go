@@ -100,7 +100,7 @@ func (p *Pool) reconcile(ctx context.Context) {
 				p.renew(ctx, it, now)
 			}
 		}
-		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.demand.idle(now) {
+		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.lent == 0 && s.demand.idle(now) {
 			delete(p.shelves, k)
 		}
 	}
@@ -136,10 +136,10 @@ func (p *Pool) neediest(now time.Time) *shelf {
 	least := 1.0
 	for _, s := range p.shelves {
 		target := p.target(s, now)
-		if target == 0 || now.Before(s.retry) {
+		if target == 0 || now.Before(s.retry) || (2*len(s.boxes) >= target && now.Before(s.quiet)) {
 			continue
 		}
-		if share := float64(len(s.boxes)+s.making) / float64(target); share < least {
+		if share := float64(len(s.boxes)+s.making+s.lent) / float64(target); share < least {
 			worst, least = s, share
 		}
 	}

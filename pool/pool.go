@@ -17,6 +17,9 @@ import (
 )
 
 const (
+	// quietTime is how long a create and its first command have the machine for
+	// themselves.
+	quietTime = 100 * time.Millisecond
 	// destroyLimit bounds the end of one box.
 	destroyLimit = 30 * time.Second
 )
@@ -92,6 +95,10 @@ type shelf struct {
 	demand demand
 	boxes  []*item // oldest first
 	making int
+	lent   int // taken and neither settled nor returned
+	// quiet is until when a shelf that is half full makes no box: what was just
+	// taken is about to work.
+	quiet time.Time
 
 	hits, misses, made, failed int64
 	madeIn                     time.Duration // of the last box made
@@ -131,10 +138,10 @@ func New(o Options) (*Pool, error) {
 // box, or Return. A box that has died is not there any more; whether one answers
 // shows when it gets its identity.
 func (p *Pool) Take(k Key, name string) (provider.Box, bool) {
-	defer p.poke()
 	it := p.pop(k, name)
 	p.taken(k, it != nil)
 	if it == nil {
+		p.poke() // there is demand now
 		return nil, false
 	}
 	return it.box, true
@@ -174,6 +181,7 @@ func (p *Pool) pop(k Key, name string) *item {
 	}
 	it := s.boxes[0]
 	p.remove(s, it)
+	s.lent++
 	return it
 }
 
@@ -203,11 +211,20 @@ func (p *Pool) tell() {
 	p.o.Metrics.Change(n)
 }
 
-// Settle says that the caller answers for a box that it took.
-func (p *Pool) Settle(box provider.Box) {
+// Settle says that the caller answers for a box that it took. Only then another
+// is made in its place.
+func (p *Pool) Settle(k Key, box provider.Box) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.own, box.Handle().ID)
+	s := p.shelves[k]
+	if s == nil {
+		return
+	}
+	s.lent--
+	s.quiet = time.Now().Add(quietTime)
+	time.AfterFunc(quietTime, p.poke)
+	p.poke()
 }
 
 // Return takes a box back that was taken and not touched: nothing of an identity
@@ -215,6 +232,9 @@ func (p *Pool) Settle(box provider.Box) {
 func (p *Pool) Return(k Key, box provider.Box) {
 	p.mu.Lock()
 	s := p.shelves[k]
+	if s != nil {
+		s.lent--
+	}
 	if p.ended || s == nil {
 		p.mu.Unlock()
 		p.discard(box)
@@ -266,7 +286,9 @@ func (p *Pool) destroy(box provider.Box) {
 		// No longer owned, it is an orphan, which the manager's sweep ends.
 		p.o.Log.ErrorContext(ctx, "warm box could not be destroyed", slog.String("box", box.Handle().ID), slog.Any("error", err))
 	}
-	p.Settle(box)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.own, box.Handle().ID)
 }
 
 // poke makes Run look again.

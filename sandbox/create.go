@@ -78,10 +78,10 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 		m.countFailure(StageAdmit)
 		return Sandbox{}, err
 	}
-	if c.warm != nil {
-		m.pool.Settle(c.warm)
-	}
 	box, err := m.start(ctx, c)
+	if c.warm != nil {
+		m.pool.Settle(keyOf(c.build, c.sb.Resources), c.warm)
+	}
 	if err == nil {
 		if m.publish(c.entry, box, c.sb) {
 			m.watch(c.entry, box)

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,6 +69,7 @@ func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider
 		return nil, fmt.Errorf("create box: %w", err)
 	}
 	in := m.machine(Sandbox{ID: ID(id), Template: build.Template, Build: build.ID, Resources: k.Resources})
+	in.DefaultUser = cmp.Or(build.User, m.cfg.DefaultUser)
 	if err := box.Control().Prepare(ctx, in); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
 		defer cancel()

@@ -385,7 +385,12 @@ func (x *box) Prepare(_ context.Context, in control.Init) error {
 	x.prepared = in
 	return nil
 }
-func (x *box) Health() control.Health { return control.Health{Ready: true} }
+
+func (x *box) Health() control.Health {
+	x.host.mu.Lock()
+	defer x.host.mu.Unlock()
+	return control.Health{Ready: x.init.SandboxID != ""}
+}
 func (x *box) Freeze()                {}
 func (x *box) Dial(context.Context, uint16) (control.Ticket, error) {
 	return control.Ticket{}, control.ErrRefused
@@ -426,7 +431,7 @@ func (f faultyProvider) Capabilities() provider.Capabilities {
 		limits = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, provider.LimitProcesses}
 	}
 	return provider.Capabilities{
-		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true,
+		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true,
 		Snapshots: []snapshot.Kind{snapshot.Memory, snapshot.Filesystem},
 	}
 }
@@ -513,6 +518,16 @@ func (o *openBox) Wait(ctx context.Context) (provider.Exit, error) {
 	case <-ctx.Done():
 		return provider.Exit{}, ctx.Err()
 	}
+}
+
+func (o *openBox) Claim(_ context.Context, id provider.Identity) error {
+	if err := o.p.step("claim"); err != nil {
+		return err
+	}
+	o.host.mu.Lock()
+	defer o.host.mu.Unlock()
+	o.network = id.Egress
+	return nil
 }
 
 func (o *openBox) SetDeadline(ctx context.Context, t time.Time) error {
