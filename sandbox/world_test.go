@@ -391,7 +391,7 @@ func (x *box) Health() control.Health {
 	defer x.host.mu.Unlock()
 	return control.Health{Ready: x.init.SandboxID != ""}
 }
-func (x *box) Freeze()                {}
+func (x *box) Freeze() {}
 func (x *box) Dial(context.Context, uint16) (control.Ticket, error) {
 	return control.Ticket{}, control.ErrRefused
 }
