@@ -26,6 +26,9 @@ type Dormant struct {
 	PrivateTraffic bool
 }
 
+// endingLimit is how long Connect waits for a sandbox to have ended.
+const endingLimit = 5 * time.Second
+
 // Connect makes sure that a sandbox runs and lives at least ttl from now: a
 // running one is extended, never shortened; a paused one is resumed, which
 // resumed tells. Calls at the same time share one resume.
@@ -50,6 +53,7 @@ func (m *Manager) Connect(ctx context.Context, who identity.Principal, id ID, tt
 		was := e.phase
 		m.mu.RUnlock()
 		wait := e.ready
+		var patience <-chan time.Time // for ever
 		switch was {
 		case live:
 			sb, err := m.setEnd(ctx, who, e, ttl, true)
@@ -60,11 +64,13 @@ func (m *Manager) Connect(ctx context.Context, who identity.Principal, id ID, tt
 		case starting:
 		case pausing:
 			wait = e.done
-		default:
-			return Sandbox{}, false, fmt.Errorf("sandbox %q is being killed: %w", id, errdefs.ErrConflict)
+		default: // on its way out: "not found" is a better answer than "wait"
+			wait, patience = e.done, time.After(endingLimit)
 		}
 		select {
 		case <-wait:
+		case <-patience:
+			return Sandbox{}, false, fmt.Errorf("sandbox %q is being killed: %w", id, errdefs.ErrConflict)
 		case <-ctx.Done():
 			return Sandbox{}, false, context.Cause(ctx)
 		}

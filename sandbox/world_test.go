@@ -302,7 +302,8 @@ type boxes struct {
 	all   map[string]*box
 	pipes map[net.Conn]bool
 	// creating, when set, is called inside Create before the box exists.
-	creating func(ctx context.Context, spec provider.Spec) error
+	creating   func(ctx context.Context, spec provider.Spec) error
+	destroying func() // set before boxes are made
 	// saving, when set, is called before a box is saved.
 	saving   func(ctx context.Context, spec provider.Spec) error
 	most, at int // creates at once
@@ -547,6 +548,9 @@ func (o *openBox) SetDeadline(ctx context.Context, t time.Time) error {
 func (o *openBox) Destroy(context.Context) error {
 	if err := o.p.step("destroy"); err != nil {
 		return err
+	}
+	if hook := o.host.destroying; hook != nil {
+		hook()
 	}
 	o.host.die(sandbox.ID(o.spec.SandboxID), provider.ReasonDestroyed)
 	return nil
