@@ -431,6 +431,7 @@ func TestCrashAtEveryStepOfPause(t *testing.T) {
 			p.kill9()
 
 			next := w.boot(t, testConfig()).run(t)
+			synctest.Wait() // orphans go after the take-over
 			row, gerr := w.db.Get(t.Context(), sb.ID)
 			switch {
 			case gerr != nil:
