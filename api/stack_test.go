@@ -53,6 +53,7 @@ type settings struct {
 	rate, creates, failures *identity.Limiter
 	egressDefault           egress.Verdict
 	maxPerTeam              int
+	pool                    native.Pool
 }
 
 // gate is a guard that lets nothing through; what policies do is tested in
@@ -91,8 +92,12 @@ func (t templates) List(ctx context.Context, team identity.TeamID) ([]template.T
 	return t.ListTemplates(ctx, team)
 }
 
-func (t templates) Builds(ctx context.Context, _ identity.TeamID, ref string) ([]template.Build, error) {
-	return t.ListBuilds(ctx, template.ID(ref))
+func (t templates) Builds(ctx context.Context, team identity.TeamID, ref string) ([]template.Build, error) {
+	found, err := t.GetTemplate(ctx, team, ref)
+	if err != nil {
+		return nil, err
+	}
+	return t.ListBuilds(ctx, found.ID)
 }
 
 func (t templates) Delete(ctx context.Context, team identity.TeamID, ref string) error {
@@ -153,7 +158,8 @@ func start(t *testing.T, o settings) *stack {
 			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
 			Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
-			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,
+			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},
+			Pool:      o.pool, Log: log,
 		}),
 	})
 	plane, err := ingress.New(ingress.Config{Domains: []string{"box.example"}, API: handler, Sandboxes: s.manager, Log: log})

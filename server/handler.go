@@ -43,7 +43,7 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 			Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},
-			Stop:      stop, Log: n.log,
+			Pool:      n.poolStatus(), Stop: stop, Log: n.log,
 		}),
 	}))
 	if cfg.Metrics.Listen == "" {

@@ -36,6 +36,7 @@ type node struct {
 	gateway *gateway.Gateway
 	prov    *gvisor.Provider
 	manager *sandbox.Manager
+	warm    *warmth
 	domain  string
 }
 
@@ -95,15 +96,14 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}
 	defaults, maxima := resources(cfg.Limits)
 	m := n.opts.Metrics
-	warm, err := warmPool(cfg.Pool, m)
-	if err != nil {
+	if n.warm, err = newWarmth(cfg.Pool, m); err != nil {
 		return err
 	}
 	n.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
-		Pool:    warm,
+		Pool:    n.warm.pool,
 	}, sandbox.Deps{
 		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,

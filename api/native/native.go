@@ -95,7 +95,7 @@ type Provider struct {
 	Capabilities provider.Capabilities
 }
 
-// Config makes a Handler. All but Creates are needed.
+// Config makes a Handler. All but Creates and Pool are needed.
 type Config struct {
 	Sandboxes Sandboxes
 	EgressLog EgressLog
@@ -112,6 +112,7 @@ type Config struct {
 	PublicDomain string
 	Limits       Limits
 	Providers    []Provider
+	Pool         Pool
 	// Stop, when closed, ends the streams of clients that follow a log. Nil
 	// never does.
 	Stop <-chan struct{}
