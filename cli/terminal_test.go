@@ -214,6 +214,9 @@ func TestCompletion(t *testing.T) {
 		{"sandbox pause ", "box-one\t", "box-two"},
 		{"sandbox resume ", "box-two\t", "box-one"},
 		{"sandbox create x --on-timeout ", "pause\t", "box-one"},
+		{"pool ", "status\t", "box-one"},
+		{"pool status ", ":4", "box-one"},
+		{"pool status --", "--watch\t", "box-one"},
 	} {
 		got := run(append([]string{"__complete"}, strings.Split(tc.line, " ")...)...)
 		if !strings.Contains(got, tc.offers) || strings.Contains(got, tc.not) {

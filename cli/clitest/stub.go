@@ -36,10 +36,11 @@ type Stub struct {
 	key  string
 	http *httptest.Server
 
-	mu    sync.Mutex // guards boxes, keys, bare
+	mu    sync.Mutex // guards what follows
 	boxes map[string]*box
 	keys  []client.Key
 	bare  bool // no template is built
+	pool  client.PoolStatus
 }
 
 type box struct {
@@ -110,6 +111,13 @@ func (s *Stub) DropTemplates() {
 	s.bare = true
 }
 
+// Warm sets what is said to be kept warm.
+func (s *Stub) Warm(st client.PoolStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pool = st
+}
+
 // End ends a sandbox for a reason, as a limit of the server does.
 func (s *Stub) End(ref, reason string) {
 	s.mu.Lock()
@@ -142,6 +150,11 @@ func (s *Stub) handler() http.Handler {
 	const v1 = "/native/v1"
 	mux.HandleFunc("GET "+v1+"/status", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 200, client.Status{Version: "stub", Health: client.Health{OK: true}, EgressDefault: "deny", Team: "default"})
+	})
+	mux.HandleFunc("GET "+v1+"/pool", func(w http.ResponseWriter, _ *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		reply(w, 200, s.pool)
 	})
 	mux.HandleFunc("POST "+v1+"/sandboxes", s.create)
 	mux.HandleFunc("GET "+v1+"/sandboxes", s.list)
