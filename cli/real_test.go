@@ -25,7 +25,9 @@ func TestScriptsOnRealServer(t *testing.T) {
 	if err := testenv.CopyData(data, dir); err != nil {
 		t.Fatal(err)
 	}
-	server, err := testenv.Start(t.Context(), testenv.Options{Binary: bin, Data: dir, Args: []string{"--destroy-on-exit"}})
+	server, err := testenv.Start(t.Context(), testenv.Options{Binary: bin, Data: dir, Args: []string{
+		"--destroy-on-exit", "--set", "pool.templates=base=2,bsae=1",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,8 +85,8 @@ type Template struct {
 // Pool says how many sandboxes are kept warm: started, and without an identity,
 // so that a create need not wait for one to start.
 type Pool struct {
-	Templates map[string]string `key:"templates" doc:"Warm sandboxes by template: a number, or with windows, as in base: \"2; mon-fri 08:00-18:00 Europe/Berlin 16\"."`
-	Demand    int               `key:"demand" doc:"Most warm sandboxes of one template, beyond pool.templates, that are kept because as many were created within ten seconds of the last five minutes; 0 turns that off."`
+	Templates map[string]string `key:"templates" doc:"Warm sandboxes by template, as the team default names it: a number, or with windows, as in base: \"2; mon-fri 08:00-18:00 Europe/Berlin 16\". {} keeps none by plan."`
+	Demand    int               `key:"demand" doc:"Most warm sandboxes of one template and size that are kept, where pool.templates says fewer, because as many were created within some ten seconds of the last five minutes; 0 turns that off."`
 	MemoryMiB MiB               `key:"memory_mib" doc:"Memory of all warm sandboxes together; 0 means a quarter of the host's."`
 	Parallel  int               `key:"parallel" doc:"Warm sandboxes that are started at a time."`
 }

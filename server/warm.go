@@ -71,9 +71,12 @@ func (w *warmth) counts() (hits, creates int64) {
 	return hits, w.creates.Load()
 }
 
+// off reports whether nothing is ever kept warm.
+func (w *warmth) off() bool { return w.most == 0 && w.pool.MaxDemand == 0 }
+
 // poolStatus is what the API shows of warm sandboxes.
 func (n *node) poolStatus() native.Pool {
-	if (n.warm.most == 0 && n.warm.pool.MaxDemand == 0) || !n.prov.Capabilities().Claim {
+	if n.warm.off() || !n.prov.Capabilities().Claim {
 		return native.Pool{}
 	}
 	return native.Pool{
