@@ -108,6 +108,16 @@ func (p *Pool) reconcile(ctx context.Context) {
 	for p.making < p.o.Parallel && ctx.Err() == nil && !p.full() {
 		s := p.neediest(now)
 		if s == nil {
+			p.lacking = time.Time{}
+			return
+		}
+		if p.lacking.IsZero() {
+			p.lacking = now
+		}
+		// A shelf that is nearly empty does not wait.
+		enough := len(s.boxes) > 0 && 4*len(s.boxes) >= p.target(s, now)
+		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < busyTime {
+			time.AfterFunc(wait, p.poke)
 			return
 		}
 		s.making++
@@ -136,7 +146,7 @@ func (p *Pool) neediest(now time.Time) *shelf {
 	least := 1.0
 	for _, s := range p.shelves {
 		target := p.target(s, now)
-		if target == 0 || now.Before(s.retry) || (2*len(s.boxes) >= target && now.Before(s.quiet)) {
+		if target == 0 || now.Before(s.retry) {
 			continue
 		}
 		if share := float64(len(s.boxes)+s.making+s.lent) / float64(target); share < least {

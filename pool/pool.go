@@ -18,8 +18,9 @@ import (
 
 const (
 	// quietTime is how long a create and its first command have the machine for
-	// themselves.
+	// themselves, and busyTime how long a run of creates has.
 	quietTime = 100 * time.Millisecond
+	busyTime  = 2 * time.Second
 	// destroyLimit bounds the end of one box.
 	destroyLimit = 30 * time.Second
 )
@@ -83,6 +84,10 @@ type Pool struct {
 	own    map[string]bool
 	making int
 	bytes  int64 // of all boxes held
+	// quiet is until when no box is made: what was just taken is about to work.
+	// It is put off by every create, but not beyond busyTime after lacking, when
+	// the first box was lacking.
+	quiet, lacking time.Time
 	// garbage waits for Run to destroy it.
 	garbage []provider.Box
 }
@@ -96,9 +101,6 @@ type shelf struct {
 	boxes  []*item // oldest first
 	making int
 	lent   int // taken and neither settled nor returned
-	// quiet is until when a shelf that is half full makes no box: what was just
-	// taken is about to work.
-	quiet time.Time
 
 	hits, misses, made, failed int64
 	madeIn                     time.Duration // of the last box made
@@ -217,13 +219,10 @@ func (p *Pool) Settle(k Key, box provider.Box) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.own, box.Handle().ID)
-	s := p.shelves[k]
-	if s == nil {
-		return
+	if s := p.shelves[k]; s != nil {
+		s.lent--
 	}
-	s.lent--
-	s.quiet = time.Now().Add(quietTime)
-	time.AfterFunc(quietTime, p.poke)
+	p.quiet = time.Now().Add(quietTime)
 	p.poke()
 }
 

@@ -400,3 +400,44 @@ func TestTakersAtOnce(t *testing.T) {
 		t.Errorf("%d were made at a time, want at most 4", h.most)
 	}
 }
+
+// Creates have the machine for themselves, but not for ever.
+func TestRefillWaitsForQuiet(t *testing.T) {
+	t.Parallel()
+	h := &host{}
+	start(t, h, pool.Options{}, func(p *pool.Pool) {
+		p.SetPlan(plan(small, 10), nil)
+		synctest.Wait()
+		take := func() {
+			if b, ok := p.Take(small, ""); ok {
+				p.Settle(small, b)
+			}
+			synctest.Wait()
+		}
+		take()
+		time.Sleep(99 * time.Millisecond)
+		synctest.Wait()
+		if got := hot(p, small); got != 9 {
+			t.Errorf("hot = %d right after a create, want 9", got)
+		}
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait()
+		if got := hot(p, small); got != 10 {
+			t.Errorf("hot = %d when it is quiet, want 10", got)
+		}
+		for range 5 { // one create every 50 ms
+			time.Sleep(50 * time.Millisecond)
+			take()
+		}
+		if got := hot(p, small); got != 5 {
+			t.Errorf("hot = %d during a burst, want 5", got)
+		}
+		for range 200 {
+			time.Sleep(50 * time.Millisecond)
+			take()
+			if got := hot(p, small); got < 2 {
+				t.Fatalf("hot = %d under steady creates, want it to be refilled", got)
+			}
+		}
+	})
+}
