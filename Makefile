@@ -43,6 +43,11 @@ test: ## everything CI runs: format, vet, shape, unit (race), suites, CLI, real 
 bench: ## measure everything in one run and write docs/benchmarks.md
 	@./scripts/bench.sh
 
+.PHONY: soak
+soak: build ## 10,000 lives of sandboxes while server, engine and sandboxes are killed; about 5 hours (SOAK="--cycles 500" for less)
+	bin/caisson init --data .cache/test-data
+	$(GO) run ./test/soak --data "$(CURDIR)/.cache/test-data" $(SOAK)
+
 .PHONY: lint
 lint: ## format check, go vet, golangci-lint with the import rules
 	@./scripts/lint.sh

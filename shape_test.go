@@ -132,6 +132,7 @@ var forbidden = map[string][]string{
 	"agent":      {"sandbox", "store", "api", "server", "egress/gateway", "config", "cli"},
 	"erofs":      {"image", "template", "provider", "sandbox", "store"},
 	"image":      {"template", "provider", "sandbox", "store"},
+	"pool":       {"sandbox", "template", "store", "api", "server", "config"},
 	"sandbox":    {"store", "api", "ingress", "server", "cli", "config", "egress/gateway", "provider/gvisor"},
 	"template":   {"store", "sandbox", "api", "server", "cli", "config"},
 	"identity":   {"store", "sandbox", "api", "server", "config"},

@@ -67,6 +67,9 @@ type Config struct {
 // Guest applies an identity to the machine that the agent runs in.
 type Guest interface {
 	Apply(ctx context.Context, in control.Init) error
+	// Refresh is Apply for an identity that was applied already: what changes
+	// with time.
+	Refresh(in control.Init)
 }
 
 // Agent is one running agent.
@@ -84,7 +87,9 @@ type Agent struct {
 	cpu      cpuMeter
 	requests requests
 
-	initMu sync.Mutex // held over Init and Freeze, which must not interleave
+	initMu sync.Mutex // held over Init, Prepare and Freeze, which must not interleave
+	// prepared is what Prepare has applied; guarded by initMu.
+	prepared control.Init
 }
 
 // New wires an agent; Run starts it.
@@ -193,15 +198,44 @@ func (a *Agent) Init(ctx context.Context, in control.Init) error {
 	if in.AccessToken == "" {
 		return fmt.Errorf("access token is empty: %w", errdefs.ErrInvalidArgument)
 	}
+	prepared := a.prepared
+	a.prepared = control.Init{}
 	if err := a.launcher.LimitProcesses(in.Limits.Processes); err != nil {
 		return err
+	}
+	switch {
+	case a.cfg.Guest == nil:
+	case sameMachine(prepared, in):
+		a.cfg.Guest.Refresh(in)
+	default:
+		if err := a.cfg.Guest.Apply(ctx, in); err != nil {
+			return err
+		}
+	}
+	a.sess.Bind(in)
+	return nil
+}
+
+// sameMachine reports whether two identities look the same to the machine.
+func sameMachine(a, b control.Init) bool {
+	return a.SandboxID == b.SandboxID && a.TemplateID == b.TemplateID && a.BuildID == b.BuildID &&
+		a.Hostname == b.Hostname && a.CABundle == b.CABundle
+}
+
+// Prepare implements control.Handler.
+func (a *Agent) Prepare(ctx context.Context, in control.Init) error {
+	a.initMu.Lock()
+	defer a.initMu.Unlock()
+	if a.sess.Ready() || in.SandboxID == "" {
+		return fmt.Errorf("prepare an agent that has an identity, or for none: %w", errdefs.ErrInvalidArgument)
 	}
 	if a.cfg.Guest != nil {
 		if err := a.cfg.Guest.Apply(ctx, in); err != nil {
 			return err
 		}
 	}
-	a.sess.Bind(in)
+	a.procs.Rehearse(ctx, in.DefaultUser)
+	a.prepared = in
 	return nil
 }
 
@@ -215,6 +249,7 @@ func (a *Agent) Freeze() {
 	a.initMu.Lock()
 	defer a.initMu.Unlock()
 	a.sess.Forget()
+	a.prepared = control.Init{}
 	a.forward.Forget()
 	a.idle.close()
 }

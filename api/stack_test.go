@@ -21,7 +21,6 @@ import (
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
-	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
@@ -29,6 +28,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/provider/fake"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/spec"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/store/storetest"
@@ -55,6 +55,7 @@ type settings struct {
 	rate, creates, failures *identity.Limiter
 	egressDefault           egress.Verdict
 	maxPerTeam              int
+	pool                    native.Pool
 }
 
 // gate is a guard that lets nothing through; what policies do is tested in
@@ -93,8 +94,12 @@ func (t templates) List(ctx context.Context, team identity.TeamID) ([]template.T
 	return t.ListTemplates(ctx, team)
 }
 
-func (t templates) Builds(ctx context.Context, _ identity.TeamID, ref string) ([]template.Build, error) {
-	return t.ListBuilds(ctx, template.ID(ref))
+func (t templates) Builds(ctx context.Context, team identity.TeamID, ref string) ([]template.Build, error) {
+	found, err := t.GetTemplate(ctx, team, ref)
+	if err != nil {
+		return nil, err
+	}
+	return t.ListBuilds(ctx, found.ID)
 }
 
 func (t templates) Delete(ctx context.Context, team identity.TeamID, ref string) error {
@@ -126,11 +131,15 @@ func start(t *testing.T, o settings) *stack {
 	policy := func(n sandbox.Network) (egress.Policy, error) {
 		return egress.FromNetwork(egress.Network{AllowInternet: n.AllowInternet, AllowOut: n.AllowOut, DenyOut: n.DenyOut}, words)
 	}
+	vault, err := snapshot.NewLocal(filepath.Join(t.TempDir(), "snapshots"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	defaults := provider.Resources{MemoryMiB: 512, CPUs: 1, DiskMiB: 1024, Processes: 64}
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 	}, sandbox.Deps{
-		Store: s.store, Templates: templates{s.store}, Provider: boxes, Guard: gate{},
+		Store: s.store, Templates: templates{s.store}, Provider: keeper{boxes}, Guard: gate{}, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), Log: log,
 	})
 	if err != nil {
@@ -155,14 +164,15 @@ func start(t *testing.T, o settings) *stack {
 	handler := api.Handler(api.Config{
 		Auth: keys, Limiter: o.rate, Failures: o.failures, Health: s.health, Spec: spec.Native, Log: log,
 		E2B: e2b.Handler(e2b.Config{
-			Sandboxes: s.manager, Templates: s.store, Meter: measures, Audit: s.store, EgressLog: s.store, Creates: o.creates, PublicDomain: "box.example:3000",
+			Sandboxes: s.manager, Templates: s.store, Meter: measures, Audit: s.store, EgressLog: s.flows, Creates: o.creates, PublicDomain: "box.example:3000",
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, EgressLog: s.store, Audit: audit.Log(s.store), Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
 			Meter: measures, Budgets: s.manager, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
-			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}}, Log: log,
+			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},
+			Pool:      o.pool, Log: log,
 		}),
 	})
 	plane, err := ingress.New(ingress.Config{Domains: []string{"box.example"}, API: handler, Sandboxes: s.manager, Log: log})

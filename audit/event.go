@@ -1,5 +1,6 @@
 // Package audit describes the events that record every state change. An event
-// is written in the same transaction as the change it tells of.
+// is written in the same transaction as the change it tells of. It also holds
+// what wakes those who follow a log.
 package audit
 
 import "time"

@@ -183,7 +183,7 @@ caisson run --data ./data -- python3 -c 'print(6 * 7)'`,
 		}
 	}
 	add("use", s.runCommand(), s.sandboxCommand(), s.templateCommand(), s.egressGroup())
-	add("operate", s.serveCommand(), s.initCommand(), s.doctorCommand(), s.configCommand(), s.keyCommand(), s.usageCommand(), s.versionCommand())
+	add("operate", s.serveCommand(), s.initCommand(), s.doctorCommand(), s.configCommand(), s.poolCommand(), s.keyCommand(), s.usageCommand(), s.versionCommand())
 	for _, c := range []*cobra.Command{s.execCommand(), s.shellCommand(), s.copyCommand(), s.listCommand()} {
 		c.Hidden = true
 		root.AddCommand(c)

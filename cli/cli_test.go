@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -96,6 +97,11 @@ func TestStubScripts(t *testing.T) {
 	stub.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 		"deny": func(_ *testscript.TestScript, _ bool, args []string) { stub.Deny(args[0]) },
 		"end":  func(_ *testscript.TestScript, _ bool, args []string) { stub.End(args[0], args[1]) },
+		"warm": func(ts *testscript.TestScript, _ bool, args []string) {
+			var st client.PoolStatus
+			ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &st))
+			stub.Warm(st)
+		},
 	}
 	clitest.Scripts(t, stub.Target, "testdata/stub")
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -139,7 +140,7 @@ func (s *session) command(run func(ctx context.Context, c *connection, args []st
 	}
 }
 
-// running finds a sandbox by id or name that can be used now.
+// running finds a sandbox by id or name that runs.
 func (c *connection) running(ctx context.Context, ref string) (client.Sandbox, error) {
 	sb, err := c.Find(ctx, ref)
 	if err != nil {
@@ -148,18 +149,54 @@ func (c *connection) running(ctx context.Context, ref string) (client.Sandbox, e
 	if sb.State == client.Running {
 		return sb, nil
 	}
-	err = fmt.Errorf("%w: sandbox %s is %s%s", errdefs.ErrFailedPrecondition, quoted(ref), sb.State, because(sb))
-	return sb, hint(err, "create another with \"caisson sandbox create NAME\"")
+	return sb, unfit(ref, sb)
 }
 
-// because tells why and when a sandbox ended, for the end of a sentence.
+// reachable finds a sandbox by id or name for commands and files: one that runs,
+// or that traffic resumes.
+func (c *connection) reachable(ctx context.Context, ref string) (client.Sandbox, error) {
+	sb, err := c.Find(ctx, ref)
+	if err != nil {
+		return sb, err
+	}
+	if sb.State == client.Running || (sb.State == client.Paused && sb.AgentToken != "") {
+		return sb, nil
+	}
+	return sb, unfit(ref, sb)
+}
+
+// unfit says in which state a sandbox is, and what to do about it.
+func unfit(ref string, sb client.Sandbox) error {
+	err := fmt.Errorf("%w: sandbox %s is %s%s", errdefs.ErrFailedPrecondition, quoted(ref), sb.State, because(sb))
+	switch sb.State {
+	case client.Paused:
+		return hint(err, "it is paused: caisson sandbox resume %s", callIt(ref, sb))
+	case client.Pausing:
+		return hint(err, "it is being paused; afterwards: caisson sandbox resume %s", callIt(ref, sb))
+	case client.Pending, client.Resuming:
+		return hint(err, "it is about to run: try again")
+	}
+	return hint(err, "create another with \"caisson sandbox create NAME\"")
+}
+
+// callIt is what to call a sandbox in a command that is to be copied: as the user
+// did, unless a shell would take that for more than a word.
+func callIt(ref string, sb client.Sandbox) string {
+	if strings.Trim(ref, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == "" {
+		return ref
+	}
+	return sb.ID
+}
+
+// because tells why and since when a sandbox is ended or paused, for the end of
+// a sentence.
 func because(sb client.Sandbox) string {
 	text := ""
 	if sb.Reason != "" {
 		text += " (" + sb.Reason + ")"
 	}
-	if !sb.EndedAt.IsZero() {
-		text += " since " + sb.EndedAt.Local().Format(time.DateTime)
+	if since := cmp.Or(sb.EndedAt, sb.PausedAt); !since.IsZero() {
+		text += " since " + since.Local().Format(time.DateTime)
 	}
 	return text
 }
@@ -190,6 +227,17 @@ func args(names ...string) cobra.PositionalArgs {
 
 // completeSandbox offers ids and names of sandboxes for the first argument.
 func (s *session) completeSandbox(cmd *cobra.Command, got []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return s.complete(cmd, got)
+}
+
+// completeIn offers sandboxes that are in a state.
+func (s *session) completeIn(state client.State) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, got []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return s.complete(cmd, got, state)
+	}
+}
+
+func (s *session) complete(cmd *cobra.Command, got []string, states ...client.State) ([]string, cobra.ShellCompDirective) {
 	if len(got) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
@@ -200,7 +248,7 @@ func (s *session) completeSandbox(cmd *cobra.Command, got []string, _ string) ([
 	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
 	defer cancel()
 	var out []string
-	for sb, err := range c.List(ctx, client.ListOptions{}) {
+	for sb, err := range c.List(ctx, client.ListOptions{States: states}) {
 		if err != nil {
 			break
 		}

@@ -50,7 +50,7 @@ caisson sandbox cp work:report.txt -`,
 			if (from.sandbox == "") == (to.sandbox == "") {
 				return usage(fmt.Errorf("exactly one of source and destination must be SANDBOX:PATH"))
 			}
-			sb, err := c.running(ctx, from.sandbox+to.sandbox)
+			sb, err := c.reachable(ctx, from.sandbox+to.sandbox)
 			if err != nil {
 				return err
 			}

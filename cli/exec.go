@@ -72,7 +72,7 @@ caisson sandbox exec -t work -- top`,
 			if err != nil {
 				return err
 			}
-			sb, err := c.running(ctx, got[0])
+			sb, err := c.reachable(ctx, got[0])
 			if err != nil {
 				return err
 			}
@@ -137,7 +137,7 @@ func (s *session) shellCommand() *cobra.Command {
 		ValidArgsFunction: s.completeSandbox,
 		Annotations:       map[string]string{remote: "yes"},
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
-			sb, err := c.running(ctx, got[0])
+			sb, err := c.reachable(ctx, got[0])
 			if err != nil {
 				return err
 			}

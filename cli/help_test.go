@@ -18,8 +18,8 @@ var update = flag.Bool("update", false, "rewrite the golden help texts")
 var commands = []string{
 	"", "run", "serve", "init", "doctor", "config", "version", "key", "key create", "key list", "key revoke", "usage",
 	"sandbox", "sandbox create", "sandbox list", "sandbox status", "sandbox run", "sandbox exec", "sandbox shell",
-	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox stop", "template", "template build", "template list",
-	"template delete", "egress", "egress check", "egress allow",
+	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox pause", "sandbox resume", "sandbox stop", "template", "template build", "template list",
+	"template delete", "egress", "egress check", "egress allow", "pool", "pool status",
 }
 
 // TestHelp compares every help text with its golden file.

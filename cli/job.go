@@ -55,7 +55,7 @@ func (s *session) run(ctx context.Context, j job) (client.Exit, error) {
 	})
 	if j.stdin != nil {
 		// Not waited for: a read of our standard input cannot be ended.
-		go s.feed(lasting, p, j)
+		go s.feed(lasting, p, j, finished)
 	}
 	if j.cmd.PTY != nil {
 		helpers.Go(func() { s.followSize(lasting, p, finished) })
@@ -88,10 +88,17 @@ func end(ctx context.Context, p *client.Process, finished <-chan struct{}) {
 	}
 }
 
-func (s *session) feed(ctx context.Context, p *client.Process, j job) {
+// feed passes standard input on. That it cannot be any more once the command has
+// finished is nobody's problem: its sandbox may be gone by then.
+func (s *session) feed(ctx context.Context, p *client.Process, j job, finished <-chan struct{}) {
 	if j.cmd.PTY == nil {
-		if err := p.SendAll(ctx, j.stdin); err != nil {
-			s.say("warning: standard input was not passed on to its end: %s\n", err)
+		err := p.SendAll(ctx, j.stdin)
+		select {
+		case <-finished:
+		default:
+			if err != nil {
+				s.say("warning: standard input was not passed on to its end: %s\n", err)
+			}
 		}
 		return
 	}

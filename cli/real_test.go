@@ -10,8 +10,9 @@ import (
 	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
-// TestScriptsOnRealServer runs the same scripts with the built program against
-// a server of its own, whose sandboxes are real.
+// TestScriptsOnRealServer runs the same scripts, and some that the stand-in could
+// not pass, with the built program against a server of its own, whose sandboxes
+// are real.
 func TestScriptsOnRealServer(t *testing.T) {
 	bin, data := os.Getenv("CAISSON_TEST_BIN"), os.Getenv("CAISSON_TEST_DATA")
 	if bin == "" || data == "" {
@@ -24,10 +25,14 @@ func TestScriptsOnRealServer(t *testing.T) {
 	if err := testenv.CopyData(data, dir); err != nil {
 		t.Fatal(err)
 	}
-	server, err := testenv.Start(t.Context(), testenv.Options{Binary: bin, Data: dir, Args: []string{"--destroy-on-exit"}})
+	server, err := testenv.Start(t.Context(), testenv.Options{Binary: bin, Data: dir, Args: []string{
+		"--destroy-on-exit", "--set", "pool.templates=base=2,bsae=1",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Stop)
-	clitest.Scripts(t, clitest.Target{URL: server.URL, KeyFile: config.KeyFile(dir), Bin: filepath.Dir(bin)}, "testdata/script")
+	target := clitest.Target{URL: server.URL, KeyFile: config.KeyFile(dir), Bin: filepath.Dir(bin)}
+	clitest.Scripts(t, target, "testdata/script")
+	clitest.Scripts(t, target, "testdata/real")
 }

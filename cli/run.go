@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -198,7 +197,7 @@ func (s *session) runPrepared(ctx context.Context, c *connection, sb client.Sand
 }
 
 // endedMeanwhile replaces an error of the agent's by the reason of the
-// sandbox's end, when it has ended.
+// sandbox's end, when it has ended, or by word of its pause.
 func (c *connection) endedMeanwhile(ctx context.Context, id string, err error) error {
 	ce, ok := errors.AsType[*client.Error](err)
 	if !ok || errors.Is(err, client.ErrTimeout) {
@@ -216,10 +215,25 @@ func (c *connection) endedMeanwhile(ctx context.Context, id string, err error) e
 		}
 		sb, gerr = c.Get(ctx, id)
 	}
-	if gerr != nil || sb.State == client.Running {
+	if gerr != nil {
+		return err
+	}
+	switch sb.State {
+	case client.Pausing, client.Paused:
+		err := fmt.Errorf("the sandbox was paused; what ran in it%s", afterPause(sb))
+		return &codeError{code: exitOurs, cause: hint(err, "caisson sandbox resume %s", sb.ID)}
+	case client.Pending, client.Running, client.Resuming:
 		return err
 	}
 	return &codeError{code: exitOurs, cause: fmt.Errorf("the sandbox ended: %s%s", cmp.Or(sb.Reason, string(sb.State)), reasonText(sb))}
+}
+
+// afterPause says what becomes of processes in a paused sandbox.
+func afterPause(sb client.Sandbox) string {
+	if sb.Saved != nil && sb.Saved.Kind == client.SavedFiles {
+		return " has ended"
+	}
+	return " goes on when it is resumed"
 }
 
 func (s *session) sandboxRunCommand() *cobra.Command {
@@ -244,14 +258,14 @@ echo 'console.log(1)' | caisson sandbox run work -l javascript -c -`,
 			if err != nil {
 				return err
 			}
-			sb, err := c.running(ctx, got[0])
+			sb, err := c.reachable(ctx, got[0])
 			if err != nil {
 				return err
 			}
 			before := s.lastFlow(ctx, c, sb.ID)
 			err = s.runPrepared(ctx, c, sb, f, p, true)
 			s.hintDenied(ctx, c, sb.ID, before)
-			if ttl, terr := strconv.Atoi(sb.Metadata[ttlLabel]); terr == nil && ttl > 0 && ctx.Err() == nil {
+			if ttl := labelledTTL(sb, 0); ttl > 0 && ctx.Err() == nil {
 				_, _ = c.Extend(ctx, sb.ID, time.Duration(ttl)*time.Minute)
 			}
 			return err

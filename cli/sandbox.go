@@ -84,11 +84,15 @@ func pairs(flag string, list []string, lookup func(string) (string, bool)) (map[
 	return out, nil
 }
 
-// ttlLabel keeps the minutes of --ttl, which "sandbox run" renews.
-const ttlLabel = "ttl_minutes"
+const (
+	// ttlLabel keeps the minutes of --ttl, which "sandbox run" renews.
+	ttlLabel   = "ttl_minutes"
+	defaultTTL = 10
+)
 
 func (s *session) createCommand() *cobra.Command {
 	var f createFlags
+	var life lifeFlags
 	var ttl int
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -96,8 +100,10 @@ func (s *session) createCommand() *cobra.Command {
 		Short: "Create a sandbox and print its id",
 		Long: `Create a sandbox and print its id on standard output, a summary on standard error.
 
-The sandbox ends --ttl minutes after it was created or last used by "sandbox run".`,
+The sandbox ends, or is paused with --on-timeout pause, --ttl minutes after it was
+created, resumed or last used by "sandbox run".`,
 		Example: `id=$(caisson sandbox create work --ttl 30)
+caisson sandbox create work --on-timeout pause --auto-resume
 caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 		Args: args("<name>"),
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
@@ -106,6 +112,9 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 			}
 			o, err := f.options(s)
 			if err != nil {
+				return err
+			}
+			if o.Lifecycle, err = life.lifecycle(); err != nil {
 				return err
 			}
 			o.Name, o.Timeout = got[0], time.Duration(ttl)*time.Minute
@@ -124,7 +133,8 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 		}),
 	}
 	f.add(cmd)
-	cmd.Flags().IntVarP(&ttl, "ttl", "t", 10, "minutes to live")
+	life.add(cmd)
+	cmd.Flags().IntVarP(&ttl, "ttl", "t", defaultTTL, "minutes to live")
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "print JSON")
 	return cmd
 }
@@ -187,7 +197,7 @@ func (s *session) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "status <sandbox>",
 		Aliases:           []string{"inspect"},
-		Short:             "Show one sandbox, also one that has ended",
+		Short:             "Show one sandbox, also one that is paused or has ended",
 		Example:           "caisson sandbox status work",
 		Args:              args("<sandbox>"),
 		ValidArgsFunction: s.completeSandbox,
@@ -201,14 +211,21 @@ func (s *session) statusCommand() *cobra.Command {
 			if asJSON {
 				return s.printJSON(d)
 			}
-			ends := ""
+			ends, paused := "", ""
 			if sb.State == client.Running {
 				ends = clock(sb.EndsAt) + " (in " + until(sb.EndsAt, now) + ")"
+			}
+			if !sb.PausedAt.IsZero() {
+				paused = clock(sb.PausedAt) + " (" + until(now, sb.PausedAt) + " ago)"
+			}
+			if sb.State == client.Paused {
+				defer s.say("hint: it is paused: caisson sandbox resume %s\n", callIt(got[0], sb))
 			}
 			r := sb.Resources
 			return s.fields("Sandbox:", sb.ID, "Name:", sb.Name, "State:", string(sb.State), "Reason:", sb.Reason,
 				"Template:", sb.TemplateName+" ("+sb.Template+")", "Provider:", sb.Provider,
-				"Created:", clock(sb.CreatedAt), "Ends:", ends, "Ended:", clock(sb.EndedAt),
+				"Created:", clock(sb.CreatedAt), "Ends:", ends, "Paused:", paused, "Saved:", savedText(sb.Saved), "Ended:", clock(sb.EndedAt),
+				"On timeout:", lifecycleText(sb.Lifecycle),
 				"Uptime:", (time.Duration(d.Uptime) * time.Second).String(),
 				"Limits:", fmt.Sprintf("%d MiB memory, %d CPUs, %d MiB disk, %d processes", r.MemoryMiB, r.CPUs, r.DiskMiB, r.Processes),
 				"Egress:", egressText(sb.Egress))

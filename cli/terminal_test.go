@@ -191,18 +191,36 @@ func TestOutputInPipe(t *testing.T) {
 	}
 }
 
-// TestCompletion offers the sandboxes that run.
+// TestCompletion offers sandboxes, those that the command can do something with,
+// and the values of flags.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	stub := clitest.NewStub(t)
 	create(t, stub, "box-one")
-	var out bytes.Buffer
-	app := cli.App{
-		Version: "test", In: strings.NewReader(""), Out: &out, Err: io.Discard,
-		Env: config.Environ{"CAISSON_API_URL=" + stub.URL, "CAISSON_API_KEY_FILE=" + stub.KeyFile, "CAISSON_CONFIG=/dev/null"},
+	create(t, stub, "box-two")
+	env := config.Environ{"CAISSON_API_URL=" + stub.URL, "CAISSON_API_KEY_FILE=" + stub.KeyFile, "CAISSON_CONFIG=/dev/null"}
+	run := func(args ...string) string {
+		var out bytes.Buffer
+		app := cli.App{Version: "test", In: strings.NewReader(""), Out: &out, Err: io.Discard, Env: env}
+		app.Run(t.Context(), args)
+		return out.String()
 	}
-	app.Run(t.Context(), []string{"__complete", "sandbox", "status", ""})
-	if !strings.Contains(out.String(), "box-one\t") {
-		t.Errorf("completion offers %q, which lacks box-one", out.String())
+	run("sandbox", "pause", "box-two")
+	for _, tc := range []struct {
+		line, offers, not string
+	}{
+		{"sandbox status ", "box-one\t", "killed"},
+		{"sandbox status ", "box-two\t", "killed"},
+		{"sandbox pause ", "box-one\t", "box-two"},
+		{"sandbox resume ", "box-two\t", "box-one"},
+		{"sandbox create x --on-timeout ", "pause\t", "box-one"},
+		{"pool ", "status\t", "box-one"},
+		{"pool status ", ":4", "box-one"},
+		{"pool status --", "--watch\t", "box-one"},
+	} {
+		got := run(append([]string{"__complete"}, strings.Split(tc.line, " ")...)...)
+		if !strings.Contains(got, tc.offers) || strings.Contains(got, tc.not) {
+			t.Errorf("completion of %q offers %q, want %q and not %q", tc.line, got, tc.offers, tc.not)
+		}
 	}
 }

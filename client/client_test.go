@@ -74,6 +74,48 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestPause(t *testing.T) {
+	t.Parallel()
+	c, _ := connect(t)
+	want := client.Lifecycle{OnTimeout: client.PauseOnTimeout, AutoResume: true}
+	sb, err := c.Create(t.Context(), client.CreateOptions{Name: "nap", Timeout: time.Minute, Lifecycle: want})
+	if err != nil || sb.Lifecycle != want {
+		t.Fatalf("Create() = %+v, %v, want lifecycle %+v", sb.Lifecycle, err, want)
+	}
+	paused, err := c.Pause(t.Context(), sb.ID, true)
+	if err != nil || paused.State != client.Paused || !paused.EndsAt.IsZero() || paused.PausedAt.IsZero() ||
+		paused.Saved == nil || paused.Saved.Kind != client.SavedFiles || paused.Saved.SizeBytes <= 0 {
+		t.Fatalf("Pause() = %+v, %v", paused, err)
+	}
+	if _, err := c.Pause(t.Context(), sb.ID, false); !errors.Is(err, errdefs.ErrConflict) {
+		t.Errorf("Pause() of a paused sandbox = %v, want a conflict", err)
+	}
+	if _, err := c.SetTimeout(t.Context(), sb.ID, time.Minute); !errors.Is(err, errdefs.ErrConflict) {
+		t.Errorf("SetTimeout() of a paused sandbox = %v, want a conflict", err)
+	}
+	// A paused one comes before an ended one of the same name.
+	ended := sandbox(t, c, "nap")
+	if err := c.Kill(t.Context(), ended.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Find(t.Context(), "nap"); err != nil || got.ID != sb.ID {
+		t.Errorf("Find() = %s, %v, want the paused %s", got.ID, err, sb.ID)
+	}
+	for range 2 { // the second call finds it running
+		got, err := c.Resume(t.Context(), sb.ID, time.Hour)
+		if err != nil || got.State != client.Running || !got.PausedAt.IsZero() || got.Saved != nil ||
+			time.Until(got.EndsAt) < 59*time.Minute || got.AgentToken != sb.AgentToken {
+			t.Errorf("Resume() = %+v, %v", got, err)
+		}
+	}
+	if err := c.Kill(t.Context(), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Resume(t.Context(), sb.ID, time.Hour); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("Resume() of an ended sandbox = %v, want not found", err)
+	}
+}
+
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	c, _ := connect(t)

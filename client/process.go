@@ -215,6 +215,9 @@ func (p *Process) Send(ctx context.Context, b []byte) error {
 	return rpcError("send input", err)
 }
 
+// stdinClosed is what an agent says of a process that reads no more.
+const stdinClosed = "stdin is closed"
+
 // SendAll copies r to the process's input in one stream and closes the input
 // at the end. It returns nil when the process stops reading.
 func (p *Process) SendAll(ctx context.Context, r io.Reader) error {
@@ -246,6 +249,9 @@ func (p *Process) SendAll(ctx context.Context, r io.Reader) error {
 	_, err := in.CloseAndReceive()
 	if err == nil {
 		err = p.CloseStdin(ctx)
+	}
+	if ce, ok := errors.AsType[*connect.Error](err); ok && ce.Code() == connect.CodeInternal && ce.Message() == stdinClosed {
+		return nil
 	}
 	if connect.CodeOf(err) == connect.CodeNotFound || errors.Is(err, errdefs.ErrNotFound) {
 		return nil // it has ended

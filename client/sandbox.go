@@ -47,17 +47,59 @@ type Sandbox struct {
 	Network   Network           `json:"network"`
 	Egress    EgressPolicy      `json:"egress"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+	Lifecycle Lifecycle         `json:"lifecycle,omitzero"`
 	CreatedAt time.Time         `json:"createdAt"`
-	StartedAt time.Time         `json:"startedAt,omitzero"`
-	EndsAt    time.Time         `json:"endsAt,omitzero"`
-	EndedAt   time.Time         `json:"endedAt,omitzero"`
-	// AgentToken is set on a running sandbox from Create and Get, not in
-	// lists; it opens commands and files.
+	// StartedAt is when it was created, or resumed last.
+	StartedAt time.Time `json:"startedAt,omitzero"`
+	// EndsAt is zero while it is paused, PausedAt and Saved are set only then.
+	EndsAt   time.Time `json:"endsAt,omitzero"`
+	EndedAt  time.Time `json:"endedAt,omitzero"`
+	PausedAt time.Time `json:"pausedAt,omitzero"`
+	Saved    *Saved    `json:"saved,omitempty"`
+	// AgentToken is set, from Create and Get and not in lists, on a sandbox
+	// that can be reached: it runs, or it is paused and traffic wakes it. It
+	// opens commands and files.
 	AgentToken string `json:"agentToken,omitempty"`
 	// TrafficToken is set where the ports need one.
 	TrafficToken string `json:"trafficToken,omitempty"`
 	Domain       string `json:"domain,omitempty"`
 }
+
+// Lifecycle is what a sandbox wants of pause and resume.
+type Lifecycle struct {
+	OnTimeout OnTimeout `json:"onTimeout,omitempty"`
+	// FilesOnly makes the pause on timeout keep the files and not the memory.
+	FilesOnly bool `json:"filesOnly,omitempty"`
+	// AutoResume makes traffic resume the sandbox where it was paused with its
+	// memory; not with FilesOnly.
+	AutoResume bool `json:"autoResume,omitempty"`
+}
+
+// OnTimeout is what happens to a sandbox when its time is over; empty is
+// KillOnTimeout.
+type OnTimeout string
+
+// The values of OnTimeout.
+const (
+	KillOnTimeout  OnTimeout = "kill"
+	PauseOnTimeout OnTimeout = "pause"
+)
+
+// Saved is what a paused sandbox keeps.
+type Saved struct {
+	Kind SavedKind `json:"kind"`
+	// SizeBytes is the length of its files; on disk they may be sparse.
+	SizeBytes int64 `json:"sizeBytes"`
+}
+
+// SavedKind says what a paused sandbox keeps.
+type SavedKind string
+
+// The kinds. SavedMemory includes the files.
+const (
+	SavedMemory SavedKind = "memory"
+	SavedFiles  SavedKind = "filesystem"
+)
 
 // Resources are limits of a sandbox; zero keeps the template's default.
 type Resources struct {
@@ -90,6 +132,7 @@ type CreateOptions struct {
 	Network   Network
 	Presets   []string
 	Resources Resources
+	Lifecycle Lifecycle
 }
 
 type createBody struct {
@@ -101,6 +144,7 @@ type createBody struct {
 	Network        Network           `json:"network,omitzero"`
 	Egress         *egressBody       `json:"egress,omitempty"`
 	Resources      Resources         `json:"resources,omitzero"`
+	Lifecycle      Lifecycle         `json:"lifecycle,omitzero"`
 }
 
 type egressBody struct {
@@ -111,7 +155,7 @@ type egressBody struct {
 func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 	body := createBody{
 		Name: o.Name, Template: o.Template, TimeoutSeconds: seconds(o.Timeout),
-		Env: o.Env, Metadata: o.Metadata, Network: o.Network, Resources: o.Resources,
+		Env: o.Env, Metadata: o.Metadata, Network: o.Network, Resources: o.Resources, Lifecycle: o.Lifecycle,
 	}
 	if len(o.Presets) > 0 {
 		body.Egress = &egressBody{Presets: o.Presets}
@@ -183,7 +227,8 @@ func (c *Client) List(ctx context.Context, o ListOptions) iter.Seq2[Sandbox, err
 var idPattern = regexp.MustCompile(`^i[a-z0-9]{20}$`)
 
 // Find returns the sandbox with this id; else the newest running one with
-// this name; else the newest ended one. Unknown is errdefs.ErrNotFound.
+// this name; else the newest that is paused or between two states; else the
+// newest ended one. Unknown is errdefs.ErrNotFound.
 func (c *Client) Find(ctx context.Context, ref string) (Sandbox, error) {
 	if idPattern.MatchString(ref) {
 		sb, err := c.Get(ctx, ref)
@@ -191,7 +236,7 @@ func (c *Client) Find(ctx context.Context, ref string) (Sandbox, error) {
 			return sb, err
 		}
 	}
-	for _, states := range [][]State{{Running}, {Pending, Paused, Pausing, Resuming, Killing, Killed, Failed}} {
+	for _, states := range [][]State{{Running}, {Pending, Pausing, Paused, Resuming}, {Killing, Killed, Failed}} {
 		for sb, err := range c.List(ctx, ListOptions{Name: ref, States: states, Limit: 1}) {
 			if err != nil {
 				return Sandbox{}, err
@@ -207,8 +252,9 @@ func (c *Client) Kill(ctx context.Context, id string) error {
 	return c.do(ctx, request{method: http.MethodDelete, path: "/sandboxes/" + url.PathEscape(id)})
 }
 
-// Pause saves a running sandbox and ends its processes; with filesOnly its
-// memory is not kept. One that is paused already is errdefs.ErrConflict.
+// Pause saves a running sandbox and ends its box; with filesOnly its memory is
+// not kept, and its processes end for good. Connections to it break. One that is
+// paused already is errdefs.ErrConflict.
 func (c *Client) Pause(ctx context.Context, id string, filesOnly bool) (Sandbox, error) {
 	var sb Sandbox
 	err := c.do(ctx, request{
@@ -229,7 +275,9 @@ func (c *Client) Resume(ctx context.Context, id string, d time.Duration) (Sandbo
 	return sb, err
 }
 
-// SetTimeout moves the end of a running sandbox to now plus d; 0 ends it now.
+// SetTimeout moves the end of a running sandbox to now plus d; 0 is its end now:
+// it is killed or paused as its Lifecycle says. A paused one is
+// errdefs.ErrConflict.
 func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (Sandbox, error) {
 	return c.setTimeout(ctx, id, map[string]any{"timeoutSeconds": seconds(d)})
 }

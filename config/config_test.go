@@ -72,6 +72,40 @@ log: {level: debug}
 	}
 }
 
+// Plans of warm sandboxes come from all three places, and each can say that there
+// are none.
+func TestPoolLayers(t *testing.T) {
+	t.Parallel()
+	type plans = map[string]string
+	const full = "pool:\n  templates: {base: 4, 'team/mine:default': '1; mon-fri 08:00-18:00 Europe/Berlin 16'}\n  demand: 0\n  memory_mib: 2GiB\n  parallel: 3\n"
+	off := map[string]config.Flag{"pool.templates": {Name: "--set pool.templates"}, "pool.demand": {Name: "--set pool.demand", Value: "0"}}
+	for name, tt := range map[string]struct {
+		file  string
+		env   config.Environ
+		flags map[string]config.Flag
+		want  config.Pool
+	}{
+		"default":          {want: config.Pool{Templates: plans{"base": "2"}, Demand: 16, Parallel: 1}},
+		"file":             {file: full, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, MemoryMiB: 2048, Parallel: 3}},
+		"file, none":       {file: "pool: {templates: {}, demand: 0}\n", want: config.Pool{Templates: plans{}, Parallel: 1}},
+		"variables":        {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES=base=1; sat-sun 10:00-02:00 UTC 2, mine=3", "CAISSON_POOL_DEMAND=5", "CAISSON_POOL_MEMORY_MIB=512", "CAISSON_POOL_PARALLEL=2"}, want: config.Pool{Templates: plans{"base": "1; sat-sun 10:00-02:00 UTC 2", "mine": "3"}, Demand: 5, MemoryMiB: 512, Parallel: 2}},
+		"variables, none":  {env: config.Environ{"CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0"}, want: config.Pool{Templates: plans{"base": "0"}, Parallel: 1}},
+		"empty is not set": {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES="}, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, MemoryMiB: 2048, Parallel: 3}},
+		"flags, none":      {file: full, env: config.Environ{"CAISSON_POOL_DEMAND=5"}, flags: off, want: config.Pool{Templates: plans{}, MemoryMiB: 2048, Parallel: 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := config.Load(config.Inputs{File: write(t, tt.file), Env: tt.env, Flags: tt.flags})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, l.Config.Pool); diff != "" {
+				t.Errorf("Load().Config.Pool (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestLoadErrors(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -103,6 +137,16 @@ func TestLoadErrors(t *testing.T) {
 		"several at once": {file: "listen: nowhere\nlog: {level: loud}\n", want: []string{"HOST:PORT", "log.level"}},
 		"domain":          {file: "public_domain: Bad_Domain\n", want: []string{"public_domain"}},
 		"preset":          {file: "egress: {presets: [pypi, nosuch]}\n", want: []string{"egress.presets", `"nosuch"`, "there are", "npm", "config.yaml:1"}},
+		"pool plan":       {file: "pool: {templates: {base: many}}\n", want: []string{"config.yaml:1: pool.templates: base: \"many\" is no number from 0 to 10000", `"2; mon-fri 08:00-18:00 Europe/Berlin 16"`}},
+		"pool window":     {file: "pool:\n  templates:\n    base: 2; mon 8-18 4\n", want: []string{":2: pool.templates: base: ", "times of day such as 08:00-18:00"}},
+		"pool zone":       {env: config.Environ{"CAISSON_POOL_TEMPLATES=base=1; mon 08:00-18:00 Mars 4"}, want: []string{"CAISSON_POOL_TEMPLATES: pool.templates: base: ", "time zone"}},
+		"pool no map":     {env: config.Environ{"CAISSON_POOL_TEMPLATES=4"}, want: []string{`CAISSON_POOL_TEMPLATES: pool.templates: "4" is not of the form name=value`}},
+		"pool list":       {file: "pool: {templates: [base]}\n", want: []string{`pool.templates: "base" is not of the form name=value`}},
+		"pool demand":     {file: "pool: {demand: 10001}\n", want: []string{"pool.demand: 10001 is not from 0 to 10000"}},
+		"pool less":       {env: config.Environ{"CAISSON_POOL_DEMAND=-1"}, want: []string{"pool.demand", "0 or more"}},
+		"pool memory":     {file: "pool: {memory_mib: much}\n", want: []string{"pool.memory_mib", "not a size"}},
+		"pool parallel":   {file: "pool: {parallel: 0}\n", want: []string{"pool.parallel: 0 is not from 1 to 64"}},
+		"pool typo":       {file: "pool: {template: {base: 4}}\n", want: []string{`did you mean "pool.templates"?`}},
 		"unenforced":      {file: "limits: {unenforced: [disk]}\n", want: []string{"limits.unenforced"}},
 	}
 	for name, tt := range tests {

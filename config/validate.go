@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/pool"
 )
 
 // check collects problems, each with its key and where the value came from.
@@ -55,6 +56,7 @@ func (l *Loaded) validate() error {
 			c.fail(key, "%s is below 1h", keep)
 		}
 	}
+	c.pool(cfg.Pool)
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
 	if cfg.Database != "" && !strings.HasPrefix(cfg.Database, "postgres://") && !strings.HasPrefix(cfg.Database, "postgresql://") {
@@ -189,6 +191,23 @@ func (c *check) limits(l Limits) {
 	}
 	for _, u := range l.Unenforced {
 		c.oneOf("limits.unenforced", u, "memory", "cpu")
+	}
+}
+
+func (c *check) pool(p Pool) {
+	for ref, plan := range p.Templates {
+		if _, err := pool.ParsePlan(plan); err != nil {
+			c.fail("pool.templates", "%s: %s", ref, err)
+		}
+	}
+	if p.Demand < 0 || p.Demand > pool.MaxHot {
+		c.fail("pool.demand", "%d is not from 0 to %d", p.Demand, pool.MaxHot)
+	}
+	if p.MemoryMiB < 0 {
+		c.fail("pool.memory_mib", "must not be negative")
+	}
+	if p.Parallel < 1 || p.Parallel > 64 {
+		c.fail("pool.parallel", "%d is not from 1 to 64", p.Parallel)
 	}
 }
 

@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 

@@ -31,6 +31,8 @@ type creation struct {
 	build template.Build
 	sb    Sandbox
 	entry *entry
+	// warm is the box that it starts from; nil when one must be made.
+	warm  provider.Box
 	undo  undo.Stack
 	stage string
 }
@@ -40,9 +42,24 @@ type creation struct {
 // or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
 // team's limit is ErrResourceExhausted.
 func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
+	sb, err := m.create(ctx, who, r, true)
+	if errors.Is(err, errStale) && ctx.Err() == nil {
+		return m.create(ctx, who, r, false)
+	}
+	return sb, err
+}
+
+func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRequest, warm bool) (Sandbox, error) {
 	began := time.Now()
 	c, err := m.plan(ctx, who, r)
 	if err != nil {
+		return Sandbox{}, err
+	}
+	if warm {
+		m.takeWarm(c)
+	}
+	if c.sb.Sealed, err = m.seal(c.sb.ID, guestOf(m.cfg, c.build, r)); err != nil {
+		m.putBack(c)
 		return Sandbox{}, err
 	}
 	ctx, abort := context.WithCancelCause(ctx)
@@ -53,18 +70,18 @@ func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRe
 	m.mu.Unlock()
 
 	c.stage = StageAdmit
-	err = m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, audit.Event{
-		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: who.KeyID,
-		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
-	})
-	if err != nil {
+	if err = m.insert(ctx, c); err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
+		m.putBack(c)
 		m.forget(c.entry)
 		m.countFailure(StageAdmit)
 		return Sandbox{}, err
 	}
 	box, err := m.start(ctx, c)
+	if c.warm != nil {
+		m.pool.Settle(keyOf(c.build, c.sb.Resources), c.warm)
+	}
 	if err == nil {
 		if m.publish(c.entry, box, c.sb) {
 			m.watch(c.entry, box)
@@ -82,6 +99,23 @@ func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRe
 		err = cause
 	}
 	return Sandbox{}, m.unwind(ctx, c, err)
+}
+
+// insert writes the record. One that starts from a warm box is Running from the
+// beginning, which saves a write: a server that dies before the agent has its
+// identity leaves it to the one that takes over.
+func (m *Manager) insert(ctx context.Context, c *creation) error {
+	events := []audit.Event{{
+		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: c.who.KeyID,
+		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
+	}}
+	if c.warm != nil {
+		now := clock()
+		c.sb.State, c.sb.Handle = Running, c.warm.Handle()
+		c.sb.StartedAt, c.sb.EndsAt = now, now.Add(c.req.Timeout)
+		events = append(events, audit.Event{Type: "sandbox.started", At: now, Actor: c.who.KeyID})
+	}
+	return m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, events...)
 }
 
 // plan checks a request and settles everything that needs no I/O on the host.
@@ -110,6 +144,11 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err != nil {
 		return nil, err
 	}
+	if r.OnTimeout == OnTimeoutPause {
+		if err := m.canSave(atEnd{filesOnly: r.FilesOnly}.kind()); err != nil {
+			return nil, err
+		}
+	}
 	policy, err := m.deps.Policy(r.Network)
 	if err != nil {
 		return nil, err
@@ -136,9 +175,6 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if sb.OnTimeout == "" {
 		sb.OnTimeout = OnTimeoutKill
 	}
-	if sb.Sealed, err = m.seal(sb.ID, guestOf(m.cfg, build, r)); err != nil {
-		return nil, err
-	}
 	if len(tmpl.Names) > 0 {
 		sb.Alias = tmpl.Names[0]
 	}
@@ -153,17 +189,22 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 		fmt.Errorf("sandbox did not start within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
 	defer cancel()
 
-	c.stage = StageQueue
-	select {
-	case m.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	if c.warm == nil {
+		c.stage = StageQueue
+		select {
+		case m.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		defer func() { <-m.slots }()
 	}
-	defer func() { <-m.slots }()
 
 	c.stage = StageAttach
 	// Before the step, for once: an Attach that fails late may have attached.
 	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
+	if c.warm != nil {
+		c.undo.Add(c.warm.Destroy)
+	}
 	att, err := m.deps.Guard.Attach(ctx, id, c.sb.Egress)
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("attach egress: %w", err))
@@ -174,9 +215,11 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	if err != nil {
 		return nil, err
 	}
-	c.undo.Add(box.Destroy)
 
 	c.stage = StageAgent
+	if c.warm != nil {
+		return box, m.bind(ctx, c.sb, box) // recorded as Running already
+	}
 	if err := m.initAgent(ctx, c.sb, box); err != nil {
 		return nil, err
 	}
@@ -197,11 +240,15 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 
 func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachment) (provider.Box, error) {
 	spec := m.spec(c.sb, c.build, att)
+	if c.warm != nil {
+		return m.claim(ctx, c, provider.Identity{SandboxID: spec.SandboxID, Labels: spec.Labels, Egress: att})
+	}
 	spec.Deadline = clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.graceAt(endOf(c.sb)))
 	box, err := m.deps.Provider.Create(ctx, spec)
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))
 	}
+	c.undo.Add(box.Destroy)
 	return box, nil
 }
 
@@ -240,26 +287,28 @@ func (m *Manager) initAgent(ctx context.Context, sb Sandbox, box provider.Box) e
 	}()
 	defer func() { cancel(nil); <-died }()
 
-	id := string(sb.ID)
-	limits := m.cfg.Command
-	limits.Processes = sb.Resources.Processes
-	err = ctl.Init(ctx, control.Init{
-		SandboxID:      id,
-		TemplateID:     string(sb.Template),
-		BuildID:        string(sb.Build),
-		Hostname:       id,
-		AccessToken:    m.deps.Seed.AgentToken(id).Reveal(),
-		EnvVars:        g.Env,
-		DefaultUser:    g.User,
-		DefaultWorkdir: g.Workdir,
-		Limits:         limits,
-		CABundle:       m.cfg.CABundle,
-		Now:            time.Now(),
-	})
-	if err != nil {
+	in := m.machine(sb)
+	in.AccessToken = m.deps.Seed.AgentToken(string(sb.ID)).Reveal()
+	in.EnvVars, in.DefaultUser, in.DefaultWorkdir = g.Env, g.User, g.Workdir
+	if err := ctl.Init(ctx, in); err != nil {
 		return because(ctx, fmt.Errorf("init agent: %w", err))
 	}
 	return nil
+}
+
+// machine is what an agent is told of a sandbox beside its secrets.
+func (m *Manager) machine(sb Sandbox) control.Init {
+	limits := m.cfg.Command
+	limits.Processes = sb.Resources.Processes
+	return control.Init{
+		SandboxID:  string(sb.ID),
+		TemplateID: string(sb.Template),
+		BuildID:    string(sb.Build),
+		Hostname:   string(sb.ID),
+		Limits:     limits,
+		CABundle:   m.cfg.CABundle,
+		Now:        time.Now(),
+	}
 }
 
 // unwind takes a failed create back and returns the error to show, which is the

@@ -194,5 +194,7 @@ func (m *Manager) setDeadline(ctx context.Context, box provider.Box, endsAt time
 	if !ok {
 		return nil
 	}
-	return d.SetDeadline(ctx, endsAt.Add(m.graceAt(at)))
+	ctx, cancel := m.patient(ctx, quickCall)
+	defer cancel()
+	return explain(ctx, d.SetDeadline(ctx, endsAt.Add(m.graceAt(at))))
 }

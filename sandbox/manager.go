@@ -12,6 +12,7 @@ import (
 	"github.com/caisson-dev/caisson/agent/control"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/pool"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
@@ -33,7 +34,8 @@ type Config struct {
 	MaxPerTeam int
 	// ConcurrentCreates bounds boxes being started at once. Default 8.
 	ConcurrentCreates int
-	// CreateTimeout bounds starting a box and its agent. Default 60 s.
+	// CreateTimeout bounds starting a box and its agent, and taking one over.
+	// Default 60 s.
 	CreateTimeout time.Duration
 	// DestroyTimeout bounds ending a box. Default 30 s.
 	DestroyTimeout time.Duration
@@ -65,6 +67,8 @@ type Config struct {
 	DefaultUser string
 	// CABundle is PEM to trust inside; may be empty.
 	CABundle string
+	// Pool keeps boxes warm, where the provider can bind an identity late.
+	Pool Pool
 }
 
 // UnenforcedEgress in Config.Unenforced accepts a provider that does not enforce
@@ -153,6 +157,7 @@ type Manager struct {
 	slots chan struct{} // a token per box being started
 	tasks tasks
 	wake  chan struct{} // the earliest deadline changed
+	pool  *pool.Pool    // nil when no boxes are kept warm
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
@@ -174,7 +179,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 			deps.Provider.Name(), errdefs.ErrFailedPrecondition)
 	}
 	cfg = cfg.withDefaults()
-	return &Manager{
+	m := &Manager{
 		cfg:       cfg,
 		deps:      deps,
 		log:       deps.Log,
@@ -183,7 +188,12 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
-	}, nil
+	}
+	var err error
+	if m.pool, err = m.newPool(); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // Recovered is closed once Run has taken over the sandboxes of an earlier

@@ -431,6 +431,7 @@ func TestCrashAtEveryStepOfPause(t *testing.T) {
 			p.kill9()
 
 			next := w.boot(t, testConfig()).run(t)
+			synctest.Wait() // orphans go after the take-over
 			row, gerr := w.db.Get(t.Context(), sb.ID)
 			switch {
 			case gerr != nil:
@@ -463,5 +464,36 @@ func TestCrashAtEveryStepOfPause(t *testing.T) {
 		if done || t.Failed() {
 			return
 		}
+	}
+}
+
+// Who connects to a sandbox on its way out learns that it is gone, not that it
+// is going.
+func TestConnectWhileItEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ending, release := make(chan struct{}), make(chan struct{})
+	w.boxes.destroying = sync.OnceFunc(func() { close(ending); <-release })
+	p := w.boot(t, testConfig()).run(t)
+	sb := create(t, p)
+	killed := make(chan error, 1)
+	go func() { killed <- p.Kill(t.Context(), alice, sb.ID, "") }()
+	<-ending
+	connected := make(chan error, 1)
+	go func() {
+		_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Minute)
+		connected <- err
+	}()
+	select {
+	case err := <-connected:
+		t.Fatalf("Connect() = %v before the end", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	if err := <-connected; !errdefs.IsNotFound(err) {
+		t.Errorf("Connect() = %v, want not found", err)
+	}
+	if err := <-killed; err != nil {
+		t.Errorf("Kill() = %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/caisson-dev/caisson/audit"
@@ -35,6 +36,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		close(m.recovered)
 		m.destroyOrphans(ctx)
 		m.collectArtifacts(ctx)
+		m.tasks.add(m.runPool)
 		tick := time.NewTicker(m.cfg.SweepInterval)
 		defer tick.Stop()
 		var pruned time.Time
@@ -75,7 +77,9 @@ func (m *Manager) prune(ctx context.Context) {
 
 // adoptAll takes over every unfinished record of this node that has no entry.
 // Its error is the store's; a sandbox that cannot be taken over now is logged
-// and tried again by the next sweep.
+// and tried again by the next sweep. When the provider has answered nothing for
+// as long as CreateTimeout the rest is left to the next sweep too: one that
+// hangs must not cost that time for every few sandboxes.
 func (m *Manager) adoptAll(ctx context.Context) error {
 	rows, err := m.deps.Store.Unfinished(ctx)
 	if err != nil {
@@ -83,6 +87,8 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 	}
 	var g errgroup.Group
 	g.SetLimit(adoptAtOnce)
+	begun := time.Now()
+	var answered, left atomic.Int64 // when, after begun; sandboxes not tried
 	for _, sb := range rows {
 		if sb.Node != m.cfg.Node || m.entry(sb.ID) != nil {
 			continue
@@ -92,21 +98,34 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 			continue
 		}
 		g.Go(func() error {
-			if err := m.adopt(ctx, sb); err != nil && ctx.Err() == nil {
+			if time.Since(begun)-time.Duration(answered.Load()) >= m.cfg.CreateTimeout {
+				left.Add(1)
+				return nil
+			}
+			err := m.adopt(ctx, sb)
+			if !errors.Is(err, errSilent) {
+				answered.Store(int64(time.Since(begun)))
+			}
+			if err != nil && ctx.Err() == nil {
 				m.log.ErrorContext(ctx, "sandbox cannot be taken over; will retry",
 					slog.String("sandbox", string(sb.ID)), slog.Any("error", err))
 			}
 			return nil
 		})
 	}
-	return g.Wait()
+	err = g.Wait()
+	if n := left.Load(); n > 0 && ctx.Err() == nil {
+		m.log.ErrorContext(ctx, "more sandboxes wait to be taken over; will retry",
+			slog.Int64("sandboxes", n), slog.Any("error", m.silence(m.cfg.CreateTimeout)))
+	}
+	return err
 }
 
 // adopt takes over one unfinished record without an entry: a running box is
 // opened behind its egress policy, anything else is ended. On an error the
 // record is as it was.
 func (m *Manager) adopt(ctx context.Context, sb Sandbox) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.CreateTimeout, errors.New("taking the sandbox over took too long"))
+	ctx, cancel := m.patient(ctx, m.cfg.CreateTimeout)
 	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
@@ -134,7 +153,7 @@ func (m *Manager) adopt(ctx context.Context, sb Sandbox) error {
 		err = m.endTaken(context.WithoutCancel(ctx), sb, box, why, by)
 	}
 	m.forget(e)
-	return err
+	return explain(ctx, err)
 }
 
 // takeOver brings e to live, or ends it and forgets it.
@@ -189,12 +208,17 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		return end(goneReason(err))
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+		defer cancel()
+		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(clean, string(sb.ID)))
 	}
 	if sb.State == Pausing {
 		if sb, err = m.unpause(ctx, sb, box); err != nil {
 			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
 		}
+	}
+	if err := m.initUnbound(ctx, sb, box); err != nil {
+		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
 	}
 	if !m.publish(e, box, sb) {
 		return errAborted // adopt ends it with the reason of the kill
@@ -203,6 +227,23 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
 	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
 	return nil
+}
+
+// initUnbound gives an agent its identity that has none: its server died between
+// recording the sandbox and telling it.
+func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box) error {
+	ctl := box.Control()
+	if ctl == nil {
+		return nil
+	}
+	h, err := ctl.Health(ctx)
+	if err != nil {
+		return fmt.Errorf("ask agent: %w", err)
+	}
+	if h.Ready {
+		return nil
+	}
+	return m.initAgent(ctx, sb, box)
 }
 
 // goneReason is why a box ended while nobody watched. A provider that knows says
@@ -221,7 +262,7 @@ func goneReason(err error) string {
 // endTaken ends a sandbox that was being taken over; box is nil unless it has
 // been opened.
 func (m *Manager) endTaken(ctx context.Context, sb Sandbox, box provider.Box, why, by string) error {
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.DestroyTimeout)
+	ctx, cancel := m.patient(ctx, m.cfg.DestroyTimeout)
 	defer cancel()
 	var err error
 	switch {
@@ -233,7 +274,7 @@ func (m *Manager) endTaken(ctx context.Context, sb Sandbox, box provider.Box, wh
 		err = m.destroyByID(ctx, string(sb.ID))
 	}
 	if err = errors.Join(err, m.deps.Guard.Detach(ctx, string(sb.ID))); err != nil {
-		return err
+		return explain(ctx, err)
 	}
 	if err := m.recordKilled(ctx, sb.ID, why, by, audit.Event{}); err != nil {
 		return err
@@ -263,7 +304,7 @@ func (m *Manager) recordInterrupted(ctx context.Context, id ID) error {
 
 // destroyByID destroys the provider's box of that name, if there is one.
 func (m *Manager) destroyByID(ctx context.Context, id string) error {
-	handles, err := m.deps.Provider.List(ctx)
+	handles, err := m.boxes(ctx)
 	if err != nil {
 		return fmt.Errorf("list boxes: %w", err)
 	}
@@ -314,7 +355,7 @@ func (m *Manager) destroyOrphans(ctx context.Context) {
 		}
 	}
 	m.mu.RUnlock()
-	handles, err := m.deps.Provider.List(ctx)
+	handles, err := m.boxes(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			m.log.ErrorContext(ctx, "boxes cannot be listed", slog.Any("error", err))
@@ -347,9 +388,20 @@ func (m *Manager) destroyOrphans(ctx context.Context) {
 	}
 }
 
+// boxes lists what the provider has.
+func (m *Manager) boxes(ctx context.Context) ([]provider.Handle, error) {
+	ctx, cancel := m.patient(ctx, quickCall)
+	defer cancel()
+	handles, err := m.deps.Provider.List(ctx)
+	return handles, explain(ctx, err)
+}
+
 func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
-	// An entry exists from before a box is created until after it is destroyed.
-	if m.entry(ID(h.ID)) != nil {
+	ctx, cancel := m.patient(ctx, m.cfg.DestroyTimeout)
+	defer cancel()
+	// An entry exists from before a box is created until after it is destroyed;
+	// a warm box is the pool's until its record exists.
+	if m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {
 		return nil
 	}
 	sb, err := m.deps.Store.Get(ctx, ID(h.ID))
@@ -362,7 +414,7 @@ func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	}
 	was, err := m.destroy(ctx, h)
 	if err != nil || !was {
-		return err
+		return explain(ctx, err)
 	}
 	m.log.WarnContext(ctx, "orphaned box destroyed", slog.String("box", h.ID))
 	return m.deps.Store.Record(ctx, audit.Event{

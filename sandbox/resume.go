@@ -26,6 +26,9 @@ type Dormant struct {
 	PrivateTraffic bool
 }
 
+// endingLimit is how long Connect waits for a sandbox to have ended.
+const endingLimit = 5 * time.Second
+
 // Connect makes sure that a sandbox runs and lives at least ttl from now: a
 // running one is extended, never shortened; a paused one is resumed, which
 // resumed tells. Calls at the same time share one resume.
@@ -50,6 +53,7 @@ func (m *Manager) Connect(ctx context.Context, who identity.Principal, id ID, tt
 		was := e.phase
 		m.mu.RUnlock()
 		wait := e.ready
+		var patience <-chan time.Time // for ever
 		switch was {
 		case live:
 			sb, err := m.setEnd(ctx, who, e, ttl, true)
@@ -60,11 +64,13 @@ func (m *Manager) Connect(ctx context.Context, who identity.Principal, id ID, tt
 		case starting:
 		case pausing:
 			wait = e.done
-		default:
-			return Sandbox{}, false, fmt.Errorf("sandbox %q is being killed: %w", id, errdefs.ErrConflict)
+		default: // on its way out: "not found" is a better answer than "wait"
+			wait, patience = e.done, time.After(endingLimit)
 		}
 		select {
 		case <-wait:
+		case <-patience:
+			return Sandbox{}, false, fmt.Errorf("sandbox %q is being killed: %w", id, errdefs.ErrConflict)
 		case <-ctx.Done():
 			return Sandbox{}, false, context.Cause(ctx)
 		}
@@ -181,6 +187,11 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
 	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	if errors.Is(err, snapshot.ErrOtherEngine) {
+		return nil, apierr.New(errdefs.ErrFailedPrecondition,
+			"sandbox %q was paused by another version of the engine, whose memory this one cannot take up; it stays paused: resume it with that version", id).
+			WithCode("engine_mismatch").WithCause(err)
+	}
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("restore box: %w", err))
 	}

@@ -144,12 +144,12 @@ type Filter struct {
 // Store keeps sandbox records. Every write carries its audit event in the same
 // transaction. Implemented by package store, checked by store/storetest.
 type Store interface {
-	// Insert adds a Pending record. When the team already has as many live
+	// Insert adds a Pending or Running record. When the team already has as many live
 	// sandboxes (Pending, Running, Resuming) as it may, nothing is written and
 	// the error is errdefs.ErrResourceExhausted. The limit is the team's own,
 	// else maxLive; zero means none. Counting and inserting are one step, so
 	// concurrent calls cannot overshoot.
-	Insert(ctx context.Context, s Sandbox, maxLive int, ev audit.Event) error
+	Insert(ctx context.Context, s Sandbox, maxLive int, evs ...audit.Event) error
 	// Get is errdefs.ErrNotFound for unknown ids.
 	Get(ctx context.Context, id ID) (Sandbox, error)
 	// List returns one page, the cursor of the next ("" at the end) and the

@@ -64,6 +64,7 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
+	deadlineHangs        atomic.Bool
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
@@ -215,11 +216,11 @@ type faultyStore struct {
 	p *process
 }
 
-func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev audit.Event) error {
+func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs ...audit.Event) error {
 	if err := s.p.step("insert"); err != nil {
 		return err
 	}
-	return s.Store.Insert(ctx, sb, maxLive, ev)
+	return s.Store.Insert(ctx, sb, maxLive, evs...)
 }
 
 func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
@@ -318,7 +319,8 @@ type boxes struct {
 	all   map[string]*box
 	pipes map[net.Conn]bool
 	// creating, when set, is called inside Create before the box exists.
-	creating func(ctx context.Context, spec provider.Spec) error
+	creating   func(ctx context.Context, spec provider.Spec) error
+	destroying func() // set before boxes are made
 	// saving, when set, is called before a box is saved.
 	saving   func(ctx context.Context, spec provider.Spec) error
 	most, at int // creates at once
@@ -338,6 +340,7 @@ type box struct {
 	deadline time.Time
 	network  egress.Attachment
 	init     control.Init
+	prepared control.Init
 	silent   bool // the agent does not answer
 	refuse   bool
 	servers  []*control.Server
@@ -393,8 +396,20 @@ func (x *box) Init(_ context.Context, in control.Init) error {
 	x.init = in
 	return nil
 }
-func (x *box) Health() control.Health { return control.Health{Ready: true} }
-func (x *box) Freeze()                {}
+
+func (x *box) Prepare(_ context.Context, in control.Init) error {
+	x.host.mu.Lock()
+	defer x.host.mu.Unlock()
+	x.prepared = in
+	return nil
+}
+
+func (x *box) Health() control.Health {
+	x.host.mu.Lock()
+	defer x.host.mu.Unlock()
+	return control.Health{Ready: x.init.SandboxID != ""}
+}
+func (x *box) Freeze() {}
 func (x *box) Dial(context.Context, uint16) (control.Ticket, error) {
 	return control.Ticket{}, control.ErrRefused
 }
@@ -434,7 +449,7 @@ func (f faultyProvider) Capabilities() provider.Capabilities {
 		limits = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, provider.LimitProcesses}
 	}
 	return provider.Capabilities{
-		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true,
+		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true,
 		Snapshots: []snapshot.Kind{snapshot.Memory, snapshot.Filesystem},
 	}
 }
@@ -523,7 +538,21 @@ func (o *openBox) Wait(ctx context.Context) (provider.Exit, error) {
 	}
 }
 
-func (o *openBox) SetDeadline(_ context.Context, t time.Time) error {
+func (o *openBox) Claim(_ context.Context, id provider.Identity) error {
+	if err := o.p.step("claim"); err != nil {
+		return err
+	}
+	o.host.mu.Lock()
+	defer o.host.mu.Unlock()
+	o.network = id.Egress
+	return nil
+}
+
+func (o *openBox) SetDeadline(ctx context.Context, t time.Time) error {
+	if o.p.deadlineHangs.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if err := o.p.step("deadline"); err != nil {
 		return err
 	}
@@ -536,6 +565,9 @@ func (o *openBox) SetDeadline(_ context.Context, t time.Time) error {
 func (o *openBox) Destroy(context.Context) error {
 	if err := o.p.step("destroy"); err != nil {
 		return err
+	}
+	if hook := o.host.destroying; hook != nil {
+		hook()
 	}
 	o.host.die(sandbox.ID(o.spec.SandboxID), provider.ReasonDestroyed)
 	return nil

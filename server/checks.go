@@ -12,6 +12,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/embedded"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/provider/gvisor"
 )
 
 // Checks are doctor's checks that need the engine or the data directory.
@@ -40,7 +41,7 @@ func checkStart(ctx context.Context, cfg config.Config) doctor.Result {
 		return doctor.Result{Status: doctor.Fail, Detail: err.Error(), Fix: "make the temporary directory writable"}
 	}
 	defer os.RemoveAll(dir)
-	p, err := newProvider(ctx, dir, cfg, slog.New(slog.DiscardHandler))
+	p, err := gvisor.New(ctx, gvisor.Config{DataDir: engineDir(dir), Unenforced: unenforced(cfg.Limits), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return doctor.Result{Status: doctor.Fail, Detail: err.Error(), Fix: "see the cause above; docs/operating.md lists what the engine needs"}
 	}

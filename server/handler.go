@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -10,12 +9,10 @@ import (
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
-	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/spec"
-	"github.com/caisson-dev/caisson/store"
 )
 
 // handler is the one listener: the API and, by host name or headers, the
@@ -39,36 +36,21 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		Log:      n.log,
 		E2B: e2b.Handler(e2b.Config{
 			Sandboxes: n.manager, Templates: n.home.store, Meter: n.meter, Audit: n.home.store,
-			EgressLog: flushedLog{n.flows, n.home.store}, Creates: creates, PublicDomain: n.domain,
+			EgressLog: n.flows, Creates: creates, PublicDomain: n.domain,
 			AgentVersion: version.Envd, MaxTimeout: cfg.Limits.MaxTimeout, Resources: defaults, Log: n.log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: n.manager, EgressLog: flushedLog{n.flows, n.home.store}, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
+			Sandboxes: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
 			Meter: n.meter, Budgets: n.manager, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},
-			Stop:      stop, Log: n.log,
+			Pool:      n.poolStatus(), Stop: stop, Log: n.log,
 		}),
 	}))
 	if cfg.Metrics.Listen == "" {
 		mux.Handle("GET /metrics", loopbackOnly(n.opts.Metrics.Handler()))
 	}
 	return ingress.New(ingress.Config{Domains: n.domains(), API: mux, Sandboxes: n.manager, Observe: n.opts.Metrics.Proxied, Log: n.log})
-}
-
-// flushedLog reads the egress log with what is still on its way to the database,
-// so that a caller who has just been refused finds the line.
-type flushedLog struct {
-	flows *store.FlowLog
-	store *store.Store
-}
-
-// Records implements native.EgressLog.
-func (l flushedLog) Records(ctx context.Context, sandboxID string, after int64, limit int) ([]egress.Record, error) {
-	if err := l.flows.Flush(ctx); err != nil {
-		return nil, err
-	}
-	return l.store.Records(ctx, sandboxID, after, limit)
 }
 
 // loopbackOnly keeps the metrics of a public listener to this machine.

@@ -16,14 +16,30 @@ import (
 	"github.com/caisson-dev/caisson/internal/embedded"
 	"github.com/caisson-dev/caisson/provider/gvisor"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 )
 
 // engineDir is where the provider keeps programs, boxes and the engine's
 // socket.
 func engineDir(home string) string { return filepath.Join(home, "engine") }
 
-func newProvider(ctx context.Context, home string, cfg config.Config, log *slog.Logger) (*gvisor.Provider, error) {
-	return gvisor.New(ctx, gvisor.Config{DataDir: engineDir(home), Unenforced: unenforced(cfg.Limits), Log: log})
+func newProvider(ctx context.Context, h *home, cfg config.Config, log *slog.Logger) (*gvisor.Provider, error) {
+	return gvisor.New(ctx, gvisor.Config{DataDir: engineDir(h.dir), Unenforced: unenforced(cfg.Limits), SavedABIs: h.savedABIs, Log: log})
+}
+
+// savedABIs lists what the memory of paused sandboxes was saved by.
+func (h *home) savedABIs(ctx context.Context) ([]string, error) {
+	all, err := h.store.Unfinished(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var abis []string
+	for _, sb := range all {
+		if sb.Saved != nil && sb.Saved.Kind == snapshot.Memory {
+			abis = append(abis, sb.Saved.ABI)
+		}
+	}
+	return abis, nil
 }
 
 // unpackEngine writes the embedded programs, so that the first start is quick.

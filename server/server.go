@@ -38,6 +38,7 @@ type node struct {
 	prov    *gvisor.Provider
 	manager *sandbox.Manager
 	meter   *meter.Meter
+	warm    *warmth
 	domain  string
 }
 
@@ -92,7 +93,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		return err
 	}
 	progress("start the engine", "")
-	if n.prov, err = newProvider(ctx, n.home.dir, cfg, n.log); err != nil {
+	if n.prov, err = newProvider(ctx, n.home, cfg, n.log); err != nil {
 		return err
 	}
 	if n.meter, err = n.newMeter(); err != nil {
@@ -100,11 +101,15 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}
 	defaults, maxima := resources(cfg.Limits)
 	m := n.opts.Metrics
+	if n.warm, err = newWarmth(cfg.Pool, m); err != nil {
+		return err
+	}
 	n.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Budget:  sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
+		Pool:    n.warm.pool,
 	}, sandbox.Deps{
 		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
@@ -113,6 +118,8 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },
 			Ended:        m.Ended,
+			Paused:       m.Paused,
+			Resumed:      m.Resumed,
 			Live:         func(live int) { m.SetSandboxes(map[string]int{"running": live}) },
 		},
 	})

@@ -40,7 +40,23 @@ func appendEvent(ctx context.Context, q *db.Queries, ev audit.Event) error {
 
 // Record implements sandbox.Store.
 func (s *Store) Record(ctx context.Context, ev audit.Event) error {
-	return s.write(ctx, func(q *db.Queries) error { return appendEvent(ctx, q, ev) })
+	return s.writeAbout(ctx, ev.SandboxID, func(q *db.Queries) error { return appendEvent(ctx, q, ev) })
+}
+
+// writeAbout is write for transactions that append an event about a sandbox; it
+// wakes those who follow its events.
+func (s *Store) writeAbout(ctx context.Context, sandboxID string, fn func(q *db.Queries) error) error {
+	if err := s.write(ctx, fn); err != nil {
+		return err
+	}
+	s.events.Committed(sandboxID)
+	return nil
+}
+
+// SubscribeEvents returns a channel that receives when this process has
+// committed audit events about a sandbox; see audit.Notifier.
+func (s *Store) SubscribeEvents(sandboxID string) (committed <-chan struct{}, cancel func()) {
+	return s.events.Subscribe(sandboxID)
 }
 
 // Events implements audit.Log.

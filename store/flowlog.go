@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/gen/db"
 )
@@ -31,6 +32,7 @@ type FlowLog struct {
 	maxAge  time.Duration
 	wake    chan struct{}
 	flushed chan chan struct{}
+	written audit.Notifier
 
 	mu      sync.Mutex // guards what follows
 	waiting map[string]*flowBacklog
@@ -99,6 +101,17 @@ func (l *FlowLog) Flush(ctx context.Context) error {
 	}
 }
 
+// Records returns what is written of a sandbox; see [Store.Records].
+func (l *FlowLog) Records(ctx context.Context, sandboxID string, after int64, limit int) ([]egress.Record, error) {
+	return l.store.Records(ctx, sandboxID, after, limit)
+}
+
+// SubscribeRecords returns a channel that receives when records of a sandbox
+// were written; see audit.Notifier.
+func (l *FlowLog) SubscribeRecords(sandboxID string) (written <-chan struct{}, cancel func()) {
+	return l.written.Subscribe(sandboxID)
+}
+
 // Run writes until ctx ends, then writes what is left.
 func (l *FlowLog) Run(ctx context.Context) error {
 	prune := time.NewTicker(pruneEvery)
@@ -165,6 +178,7 @@ func (l *FlowLog) writeAll(ctx context.Context) error {
 	}
 	for id, seq := range last {
 		l.next[id] = seq
+		l.written.Committed(id)
 	}
 	return nil
 }

@@ -24,12 +24,12 @@ const (
 var _ sandbox.Store = (*Store)(nil)
 
 // Insert implements sandbox.Store.
-func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev audit.Event) error {
+func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs ...audit.Event) error {
 	row, err := packSandbox(sb)
 	if err != nil {
 		return err
 	}
-	return s.write(ctx, func(q *db.Queries) error {
+	return s.writeAbout(ctx, row.ID, func(q *db.Queries) error {
 		if err := admit(ctx, q, row.TeamID, maxLive); err != nil {
 			return err
 		}
@@ -41,7 +41,15 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, ev 
 		if err := q.InsertSandbox(ctx, insertParams(row)); err != nil {
 			return fmt.Errorf("insert sandbox: %w", err)
 		}
-		return appendEvent(ctx, q, eventOf(ev, sb))
+		if err := s.account(ctx, q, sandbox.Pending, sb); err != nil {
+			return err
+		}
+		for _, ev := range evs {
+			if err := appendEvent(ctx, q, eventOf(ev, sb)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -92,7 +100,7 @@ func (s *Store) Admit(ctx context.Context, id sandbox.ID, maxLive int, fn func(*
 
 func (s *Store) mutate(ctx context.Context, id sandbox.ID, first func(q *db.Queries, team string) error, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
 	var out sandbox.Sandbox
-	err := s.write(ctx, func(q *db.Queries) error {
+	err := s.writeAbout(ctx, string(id), func(q *db.Queries) error {
 		row, err := q.GetSandbox(ctx, string(id))
 		if err := found(err, "sandbox", string(id)); err != nil {
 			return err

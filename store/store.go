@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/gen/db"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/containerd/errdefs"
@@ -42,7 +43,8 @@ type Store struct {
 	reader  *sql.DB // the same as writer on PostgreSQL
 	wq, rq  *db.Queries
 	// meter may be nil; see MeterWith.
-	meter Unwritten
+	meter  Unwritten
+	events audit.Notifier
 }
 
 // Open opens and migrates the database that dsn names: a postgres:// URL, or a

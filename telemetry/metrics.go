@@ -21,12 +21,18 @@ type Metrics struct {
 	creates       *prometheus.CounterVec
 	createSeconds prometheus.Histogram
 	ended         *prometheus.CounterVec
+	pauseSeconds  prometheus.Histogram
+	resumeSeconds prometheus.Histogram
 	proxied       *prometheus.CounterVec
 	proxySeconds  *prometheus.HistogramVec
 	api           *prometheus.CounterVec
 	apiSeconds    prometheus.Histogram
 	flows         *prometheus.CounterVec
 	egressBytes   *prometheus.CounterVec
+	poolTaken     *prometheus.CounterVec
+	poolBoxes     prometheus.Gauge
+	poolFill      prometheus.Histogram
+	poolFailed    prometheus.Counter
 }
 
 // The values that labels can take.
@@ -48,7 +54,7 @@ func NewMetrics(version string) *Metrics {
 		m.registry.MustRegister(v)
 		return v
 	}
-	buckets := []float64{.005, .01, .025, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30}
+	buckets := []float64{.001, .0025, .005, .01, .025, .05, .075, .1, .15, .25, .5, 1, 2.5, 5, 10, 30}
 	m.creates = counter("sandbox_creates_total", "Sandbox creates by result.", "result")
 	m.ended = counter("sandboxes_ended_total", "Sandboxes that ended, by reason.", "reason")
 	m.proxied = counter("proxied_requests_total", "Requests to sandbox ports by target and status class.", "target", "code")
@@ -57,11 +63,18 @@ func NewMetrics(version string) *Metrics {
 	m.egressBytes = counter("egress_bytes_total", "Bytes through the egress gateway, seen from the sandbox.", "direction")
 	m.sandboxes = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_sandboxes", Help: "Sandboxes now, by state."}, []string{"state"})
 	m.createSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_create_seconds", Help: "Time of successful creates.", Buckets: buckets})
+	m.pauseSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_pause_seconds", Help: "Time to save a sandbox and end its processes.", Buckets: buckets})
+	m.resumeSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_resume_seconds", Help: "Time to resume a sandbox.", Buckets: buckets})
 	m.apiSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_api_request_seconds", Help: "Time of API requests.", Buckets: buckets})
 	m.proxySeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "caisson_proxied_first_byte_seconds", Help: "Time until a sandbox port answered.", Buckets: buckets}, []string{"target"})
+	m.poolTaken = counter("pool_taken_total", "Creates that found a warm sandbox (hit) or did not (miss).", "result")
+	m.poolBoxes = prometheus.NewGauge(prometheus.GaugeOpts{Name: "caisson_pool_sandboxes", Help: "Warm sandboxes now."})
+	m.poolFill = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_pool_fill_seconds", Help: "Time to start one warm sandbox.", Buckets: buckets})
+	m.poolFailed = prometheus.NewCounter(prometheus.CounterOpts{Name: "caisson_pool_fill_failures_total", Help: "Warm sandboxes that could not be started."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_build_info", Help: "1, with the version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.apiSeconds, m.proxySeconds, build,
+	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.pauseSeconds, m.resumeSeconds, m.apiSeconds, m.proxySeconds, build,
+		m.poolBoxes, m.poolFill, m.poolFailed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range states {
 		m.sandboxes.WithLabelValues(s)
@@ -115,6 +128,20 @@ func (m *Metrics) Created(result string, took time.Duration) {
 	}
 }
 
+// Paused counts a pause.
+func (m *Metrics) Paused(took time.Duration) {
+	if m != nil {
+		m.pauseSeconds.Observe(took.Seconds())
+	}
+}
+
+// Resumed counts a resume.
+func (m *Metrics) Resumed(took time.Duration) {
+	if m != nil {
+		m.resumeSeconds.Observe(took.Seconds())
+	}
+}
+
 // Ended counts the end of a sandbox by its reason.
 func (m *Metrics) Ended(reason string) {
 	if m == nil {
@@ -151,4 +178,36 @@ func (m *Metrics) Flow(kind, verdict string, out, in int64) {
 	m.flows.WithLabelValues(known(flowKinds, kind), known(verdicts, verdict)).Inc()
 	m.egressBytes.WithLabelValues("out").Add(float64(max(out, 0)))
 	m.egressBytes.WithLabelValues("in").Add(float64(max(in, 0)))
+}
+
+// PoolTaken counts a create that found a warm sandbox, or did not.
+func (m *Metrics) PoolTaken(hit bool) {
+	if m == nil {
+		return
+	}
+	result := "miss"
+	if hit {
+		result = "hit"
+	}
+	m.poolTaken.WithLabelValues(result).Inc()
+}
+
+// PoolMade counts a warm sandbox that was started, or could not be.
+func (m *Metrics) PoolMade(took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	if err != nil {
+		m.poolFailed.Inc()
+		return
+	}
+	m.poolFill.Observe(took.Seconds())
+}
+
+// SetPool sets how many warm sandboxes there are.
+func (m *Metrics) SetPool(n int) {
+	if m == nil {
+		return
+	}
+	m.poolBoxes.Set(float64(n))
 }

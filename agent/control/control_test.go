@@ -40,6 +40,13 @@ func (f *fakeAgent) Init(_ context.Context, in control.Init) error {
 	return nil
 }
 
+func (f *fakeAgent) Prepare(ctx context.Context, in control.Init) error {
+	if in.AccessToken != "" || in.EnvVars != nil {
+		return errors.New("secrets were sent ahead")
+	}
+	return f.Init(ctx, in)
+}
+
 func (f *fakeAgent) Health() control.Health {
 	return control.Health{Version: "v", Ready: true, Processes: 3}
 }

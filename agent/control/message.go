@@ -17,10 +17,11 @@ const (
 
 // Operations of a request.
 const (
-	opInit   = "init"
-	opHealth = "health"
-	opFreeze = "freeze"
-	opDial   = "dial"
+	opInit    = "init"
+	opPrepare = "prepare"
+	opHealth  = "health"
+	opFreeze  = "freeze"
+	opDial    = "dial"
 )
 
 // Codes of a failed reply.

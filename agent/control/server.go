@@ -28,6 +28,9 @@ type Handler interface {
 	// Init takes an identity over; an error that is
 	// errdefs.ErrInvalidArgument is reported as such.
 	Init(ctx context.Context, in Init) error
+	// Prepare does ahead what of an Init does not need its secrets; in carries
+	// none. Only an agent without an identity can be prepared.
+	Prepare(ctx context.Context, in Init) error
 	Health() Health
 	Freeze()
 	// Dial connects to a local port and deposits the connection; its error is
@@ -151,12 +154,16 @@ func (s *Server) answer(ctx context.Context, m message) message {
 	r := message{Kind: kindReply, ID: m.ID}
 	var err error
 	switch m.Op {
-	case opInit:
+	case opInit, opPrepare:
+		do := s.h.Init
+		if m.Op == opPrepare {
+			do = s.h.Prepare
+		}
 		if m.Init == nil {
 			err = fmt.Errorf("no init: %w", errdefs.ErrInvalidArgument)
 			break
 		}
-		err = s.h.Init(ctx, *m.Init)
+		err = do(ctx, *m.Init)
 	case opHealth:
 		h := s.h.Health()
 		r.Health = &h

@@ -43,15 +43,30 @@ func (s *Service) WatchDir(ctx context.Context, req *connect.Request[pb.WatchDir
 		return err
 	}
 
+	return forward(ctx, keepaliveOf(req.Header()), w.run, stream.Send)
+}
+
+// keepaliveOf is how often a client wants to hear of a quiet watch.
+func keepaliveOf(h http.Header) time.Duration {
+	if n, err := strconv.Atoi(h.Get(keepaliveHeader)); err == nil && n > 0 && n <= 24*3600 {
+		return time.Duration(n) * time.Second
+	}
+	return defaultKeepalive
+}
+
+// forward sends what run emits until ctx ends or run or send fails. What was
+// emitted before run failed is sent before its error is returned.
+func forward(ctx context.Context, every time.Duration, run func(context.Context, func(*pb.FilesystemEvent) error) error, send func(*pb.WatchDirResponse) error) error {
 	// A buffer between watch and stream: the kernel's own queue is not long.
-	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan *pb.FilesystemEvent, streamBacklog)
-	failed := make(chan error, 1)
+	var failure error // run's, from when events is closed
+	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() {
-		failed <- w.run(ctx, func(ev *pb.FilesystemEvent) error {
+		defer close(events)
+		failure = run(ctx, func(ev *pb.FilesystemEvent) error {
 			select {
 			case events <- ev:
 				return nil
@@ -60,32 +75,25 @@ func (s *Service) WatchDir(ctx context.Context, req *connect.Request[pb.WatchDir
 			}
 		})
 	})
-	return forwardEvents(ctx, req.Header(), events, failed, stream)
-}
-
-func forwardEvents(ctx context.Context, h http.Header, events <-chan *pb.FilesystemEvent, failed <-chan error, stream *connect.ServerStream[pb.WatchDirResponse]) error {
-	every := defaultKeepalive
-	if n, err := strconv.Atoi(h.Get(keepaliveHeader)); err == nil && n > 0 && n <= 24*3600 {
-		every = time.Duration(n) * time.Second
-	}
 	keepalive := time.NewTicker(every)
 	defer keepalive.Stop()
 	for {
 		select {
-		case ev := <-events:
-			if err := stream.Send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Filesystem{Filesystem: ev}}); err != nil {
+		case ev, ok := <-events:
+			if !ok {
+				if ctx.Err() != nil {
+					return contextError(ctx)
+				}
+				return failure
+			}
+			if err := send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Filesystem{Filesystem: ev}}); err != nil {
 				return err
 			}
 			keepalive.Reset(every)
 		case <-keepalive.C:
-			if err := stream.Send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Keepalive{Keepalive: &pb.WatchDirResponse_KeepAlive{}}}); err != nil {
+			if err := send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Keepalive{Keepalive: &pb.WatchDirResponse_KeepAlive{}}}); err != nil {
 				return err
 			}
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return contextError(ctx)
-			}
-			return err
 		case <-ctx.Done():
 			return contextError(ctx)
 		}

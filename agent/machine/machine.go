@@ -36,12 +36,9 @@ func (m Machine) Apply(_ context.Context, in control.Init) error {
 	if err := m.markers(in); err != nil {
 		return err
 	}
-	if m.Kernel {
-		m.try("set clock", setClock(in.Now))
-		if in.Hostname != "" {
-			m.try("set hostname", setHostname(in.Hostname))
-		}
-		m.try("seed randomness", m.seed(in.Seed))
+	m.Refresh(in)
+	if m.Kernel && in.Hostname != "" {
+		m.try("set hostname", setHostname(in.Hostname))
 	}
 	if in.Hostname != "" {
 		m.try("name the host", m.hostname(in.Hostname))
@@ -50,6 +47,14 @@ func (m Machine) Apply(_ context.Context, in control.Init) error {
 		m.try("install certificates", m.trust(in.CABundle))
 	}
 	return nil
+}
+
+// Refresh implements agent.Guest.
+func (m Machine) Refresh(in control.Init) {
+	if m.Kernel {
+		m.try("set clock", setClock(in.Now))
+		m.try("seed randomness", m.seed(in.Seed))
+	}
 }
 
 func (m Machine) try(what string, err error) {

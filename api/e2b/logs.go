@@ -17,9 +17,11 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 )
 
-// EgressLog reads the egress log; package store implements it. The caller has
+// EgressLog reads the egress log; store.FlowLog implements it. The caller has
 // checked that the sandbox may be seen.
 type EgressLog interface {
+	// Flush waits until everything that was recorded before can be read.
+	Flush(ctx context.Context) error
 	Records(ctx context.Context, sandboxID string, after int64, limit int) ([]egress.Record, error)
 }
 
@@ -178,6 +180,9 @@ func (s *server) logs(ctx context.Context, param string, since time.Time) ([]e2b
 		if len(events) < logPage {
 			break
 		}
+	}
+	if err := s.EgressLog.Flush(ctx); err != nil {
+		return nil, err
 	}
 	after := int64(0)
 	for range maxLogRows / logPage {

@@ -2,30 +2,17 @@ package native
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"net/http"
-	"time"
 
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/gen/nativeapi"
 	"github.com/caisson-dev/caisson/internal/apierr"
-	"github.com/caisson-dev/caisson/sandbox"
 )
 
 const (
 	defaultRows = 100
 	maxRows     = 1000
-	// pollEvery is how often a followed log is read; rows are written in
-	// batches that are not much rarer.
-	pollEvery = 250 * time.Millisecond
-	// keepaliveEvery keeps proxies from closing a quiet stream.
-	keepaliveEvery = 15 * time.Second
-	// lastReads is how often a log is read in vain after the sandbox ended or
-	// was paused, because its last rows are written a moment later.
-	lastReads = 3
 )
 
 // ListFlows implements nativeapi.StrictServerInterface.
@@ -40,7 +27,14 @@ func (s *server) ListFlows(ctx context.Context, r nativeapi.ListFlowsRequestObje
 	}
 	seq := func(f nativeapi.Flow) int64 { return f.Seq }
 	if r.Params.Follow != nil && *r.Params.Follow {
-		return &follow[nativeapi.Flow]{server: s, ctx: ctx, id: box.ID, event: "flow", read: read, seq: seq, after: value(r.Params.After)}, nil
+		return &follow[nativeapi.Flow]{
+			server: s, ctx: ctx, id: box.ID, event: "flow", read: read, seq: seq, after: value(r.Params.After),
+			subscribe: s.EgressLog.SubscribeRecords, flush: s.EgressLog.Flush,
+		}, nil
+	}
+	// A caller who has just been refused finds the line.
+	if err := s.EgressLog.Flush(ctx); err != nil {
+		return nil, err
 	}
 	rows, err := page(ctx, read, seq, r.Params.After, r.Params.Limit)
 	return nativeapi.ListFlows200JSONResponse(rows), err
@@ -54,7 +48,10 @@ func (s *server) ListEvents(ctx context.Context, r nativeapi.ListEventsRequestOb
 	}
 	read := s.events(audit.Filter{Team: string(box.Team), SandboxID: string(box.ID)})
 	if r.Params.Follow != nil && *r.Params.Follow {
-		return &follow[nativeapi.Event]{server: s, ctx: ctx, id: box.ID, event: "audit", read: read, seq: eventSeq, after: value(r.Params.After)}, nil
+		return &follow[nativeapi.Event]{
+			server: s, ctx: ctx, id: box.ID, event: "audit", read: read, seq: eventSeq, after: value(r.Params.After),
+			flush: func(context.Context) error { return nil }, // events are written as they happen
+		}, nil
 	}
 	rows, err := page(ctx, read, eventSeq, r.Params.After, r.Params.Limit)
 	return nativeapi.ListEvents200JSONResponse(rows), err
@@ -134,94 +131,6 @@ func latest[T any](ctx context.Context, read reader[T], seq func(T) int64, n int
 		best, low = rows, middle
 	}
 	return best, nil
-}
-
-// follow streams a log as server-sent events until the sandbox has ended or is
-// paused and all was sent, the client leaves or the server stops.
-type follow[T any] struct {
-	server *server
-	ctx    context.Context //nolint:containedctx // of the request that this answers
-	id     sandbox.ID
-	event  string
-	read   reader[T]
-	seq    func(T) int64
-	after  int64
-}
-
-// VisitListFlowsResponse implements nativeapi.ListFlowsResponseObject.
-func (f *follow[T]) VisitListFlowsResponse(w http.ResponseWriter) error { return f.stream(w) }
-
-// VisitListEventsResponse implements nativeapi.ListEventsResponseObject.
-func (f *follow[T]) VisitListEventsResponse(w http.ResponseWriter) error { return f.stream(w) }
-
-func (f *follow[T]) stream(w http.ResponseWriter) error {
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no")
-	apierr.Empty(w, http.StatusOK)
-	out := http.NewResponseController(w)
-	poll := time.NewTicker(pollEvery)
-	defer poll.Stop()
-	quiet := time.Now()
-	ended := 0
-	for {
-		// Asked before reading, so that the last rows are not missed.
-		_, running := f.server.Sandboxes.Live(f.id)
-		// One that is being paused may run on, and its pause is a row to come.
-		running = running || f.server.Sandboxes.Transit(f.id) != nil
-		sent, err := f.send(w)
-		if err != nil {
-			return nil //nolint:nilerr // the stream has begun: to end it is all that is left
-		}
-		switch {
-		case sent == maxRows:
-			continue // there is more already
-		case sent > 0:
-			quiet = time.Now()
-		case !running && ended < lastReads:
-			ended++
-		case !running:
-			if _, err := fmt.Fprint(w, "event: end\ndata: {}\n\n"); err == nil {
-				_ = out.Flush() // the client is gone when this fails
-			}
-			return nil
-		case time.Since(quiet) >= keepaliveEvery:
-			if _, err := fmt.Fprint(w, ": keepalive\n\n"); err != nil {
-				return nil //nolint:nilerr // the client left
-			}
-			quiet = time.Now()
-		}
-		if err := out.Flush(); err != nil {
-			return nil //nolint:nilerr // the client left
-		}
-		select {
-		case <-poll.C:
-		case <-f.ctx.Done():
-			return nil
-		case <-f.server.Stop:
-			return nil
-		}
-	}
-}
-
-// send writes the rows that came since the last call.
-func (f *follow[T]) send(w http.ResponseWriter) (int, error) {
-	rows, err := f.read(f.ctx, f.after, maxRows)
-	if err != nil {
-		return 0, err
-	}
-	for _, row := range rows {
-		b, err := json.Marshal(row)
-		if err != nil {
-			return 0, err
-		}
-		if _, err := fmt.Fprintf(w, "event: %s\nid: %d\ndata: %s\n\n", f.event, f.seq(row), b); err != nil {
-			return 0, err
-		}
-		f.after = f.seq(row)
-	}
-	return len(rows), nil
 }
 
 func flow(r egress.Record) nativeapi.Flow {

@@ -52,6 +52,19 @@ type Lookup interface {
 // checked that the sandbox may be seen.
 type EgressLog interface {
 	Records(ctx context.Context, sandboxID string, after int64, limit int) ([]egress.Record, error)
+	// Flush waits until Records returns all that was logged before.
+	Flush(ctx context.Context) error
+	// SubscribeRecords returns a channel that receives when Records returns
+	// more; see audit.Notifier.
+	SubscribeRecords(sandboxID string) (written <-chan struct{}, cancel func())
+}
+
+// AuditLog reads the audit log; package store implements it.
+type AuditLog interface {
+	audit.Log
+	// SubscribeEvents returns a channel that receives when Events returns more
+	// of a sandbox; see audit.Notifier.
+	SubscribeEvents(sandboxID string) (committed <-chan struct{}, cancel func())
 }
 
 // Keys is what this package needs of identity.Keys.
@@ -82,11 +95,11 @@ type Provider struct {
 	Capabilities provider.Capabilities
 }
 
-// Config makes a Handler. All but Creates are needed.
+// Config makes a Handler. All but Creates and Pool are needed.
 type Config struct {
 	Sandboxes Sandboxes
 	EgressLog EgressLog
-	Audit     audit.Log
+	Audit     AuditLog
 	Keys      Keys
 	Templates Templates
 	Meter     Meter
@@ -101,6 +114,7 @@ type Config struct {
 	PublicDomain string
 	Limits       Limits
 	Providers    []Provider
+	Pool         Pool
 	// Stop, when closed, ends the streams of clients that follow a log. Nil
 	// never does.
 	Stop <-chan struct{}

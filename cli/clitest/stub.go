@@ -36,10 +36,11 @@ type Stub struct {
 	key  string
 	http *httptest.Server
 
-	mu    sync.Mutex // guards boxes, keys, bare
+	mu    sync.Mutex // guards what follows
 	boxes map[string]*box
 	keys  []client.Key
 	bare  bool // no template is built
+	pool  client.PoolStatus
 }
 
 type box struct {
@@ -48,6 +49,10 @@ type box struct {
 	flows  []client.Flow
 	events []client.Event
 	stop   context.CancelFunc
+	token  string
+	// streams ends when the box is paused: its connections then break.
+	streams context.Context //nolint:containedctx // of all connections of a box
+	cut     context.CancelFunc
 }
 
 // NewStub starts a stand-in that ends with the test.
@@ -77,7 +82,7 @@ func (s *Stub) Live() int {
 	defer s.mu.Unlock()
 	n := 0
 	for _, b := range s.boxes {
-		if b.sb.State == client.Running {
+		if b.sb.State == client.Running || b.sb.State == client.Paused {
 			n++
 		}
 	}
@@ -106,6 +111,13 @@ func (s *Stub) DropTemplates() {
 	s.bare = true
 }
 
+// Warm sets what is said to be kept warm.
+func (s *Stub) Warm(st client.PoolStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pool = st
+}
+
 // End ends a sandbox for a reason, as a limit of the server does.
 func (s *Stub) End(ref, reason string) {
 	s.mu.Lock()
@@ -118,12 +130,19 @@ func (s *Stub) End(ref, reason string) {
 }
 
 func (b *box) end(state client.State, reason string) {
-	if b.sb.State != client.Running {
+	if b.ended() {
 		return
 	}
+	b.sb.PausedAt, b.sb.Saved = time.Time{}, nil
 	b.sb.State, b.sb.Reason, b.sb.EndedAt, b.sb.AgentToken = state, reason, time.Now(), ""
-	b.events = append(b.events, client.Event{Seq: int64(len(b.events) + 1), At: time.Now(), Type: "sandbox.ended", Reason: reason, SandboxID: b.sb.ID})
+	b.log("sandbox.ended", reason)
 	b.stop()
+}
+
+func (b *box) ended() bool { return b.sb.State == client.Killed || b.sb.State == client.Failed }
+
+func (b *box) log(what, reason string) {
+	b.events = append(b.events, client.Event{Seq: int64(len(b.events) + 1), At: time.Now(), Type: what, Reason: reason, SandboxID: b.sb.ID})
 }
 
 func (s *Stub) handler() http.Handler {
@@ -132,11 +151,16 @@ func (s *Stub) handler() http.Handler {
 	mux.HandleFunc("GET "+v1+"/status", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 200, client.Status{Version: "stub", Health: client.Health{OK: true}, EgressDefault: "deny", Team: "default"})
 	})
+	mux.HandleFunc("GET "+v1+"/pool", func(w http.ResponseWriter, _ *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		reply(w, 200, s.pool)
+	})
 	mux.HandleFunc("POST "+v1+"/sandboxes", s.create)
 	mux.HandleFunc("GET "+v1+"/sandboxes", s.list)
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}", s.one(func(w http.ResponseWriter, _ *http.Request, b *box) { reply(w, 200, b.sb) }))
 	mux.HandleFunc("DELETE "+v1+"/sandboxes/{id}", s.one(func(w http.ResponseWriter, _ *http.Request, b *box) {
-		if b.sb.State != client.Running {
+		if b.ended() {
 			refuse(w, 404, "sandbox "+b.sb.ID+" has ended")
 			return
 		}
@@ -145,15 +169,29 @@ func (s *Stub) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST "+v1+"/sandboxes/{id}/timeout", s.one(func(w http.ResponseWriter, r *http.Request, b *box) {
 		var body struct{ TimeoutSeconds int }
-		if take(w, r, &body) {
+		if take(w, r, &body) && b.is(w, client.Running) {
 			b.sb.EndsAt = time.Now().Add(time.Duration(body.TimeoutSeconds) * time.Second)
-			b.events = append(b.events, client.Event{Seq: int64(len(b.events) + 1), At: time.Now(), Type: "sandbox.timeout_set", SandboxID: b.sb.ID})
+			b.log("sandbox.timeout_set", "")
+			reply(w, 200, b.sb)
+		}
+	}))
+	mux.HandleFunc("POST "+v1+"/sandboxes/{id}/pause", s.one(func(w http.ResponseWriter, r *http.Request, b *box) {
+		var body struct{ FilesOnly bool }
+		if take(w, r, &body) && b.is(w, client.Running) {
+			b.pause(body.FilesOnly)
+			reply(w, 200, b.sb)
+		}
+	}))
+	mux.HandleFunc("POST "+v1+"/sandboxes/{id}/resume", s.one(func(w http.ResponseWriter, r *http.Request, b *box) {
+		var body struct{ TimeoutSeconds int }
+		if take(w, r, &body) && b.is(w, client.Running, client.Paused) {
+			b.resume(time.Duration(body.TimeoutSeconds) * time.Second)
 			reply(w, 200, b.sb)
 		}
 	}))
 	mux.HandleFunc("PUT "+v1+"/sandboxes/{id}/network", s.one(func(w http.ResponseWriter, r *http.Request, b *box) {
 		var body struct{ Network client.Network }
-		if take(w, r, &body) {
+		if take(w, r, &body) && b.is(w, client.Running) {
 			b.sb.Network = body.Network
 			b.sb.Egress.Rules = []client.EgressRule{{Hosts: body.Network.AllowOut, Verdict: "allow", Note: "allowOut"}}
 			reply(w, 200, b.sb)
@@ -161,6 +199,12 @@ func (s *Stub) handler() http.Handler {
 	}))
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}/egress", s.one(func(w http.ResponseWriter, r *http.Request, b *box) { rows(w, r, "flow", b.flows) }))
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}/events", s.one(func(w http.ResponseWriter, r *http.Request, b *box) { rows(w, r, "audit", b.events) }))
+	s.others(mux, v1)
+	return s.front(mux)
+}
+
+// others serves what is not about one sandbox.
+func (s *Stub) others(mux *http.ServeMux, v1 string) {
 	mux.HandleFunc(v1+"/keys", s.keysRoute)
 	mux.HandleFunc("DELETE "+v1+"/keys/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -211,7 +255,6 @@ func (s *Stub) handler() http.Handler {
 		}
 		reply(w, 200, client.EgressDecision{Verdict: "deny", Reason: "no rule allows it", Suggestion: "allowOut: " + body.Host})
 	})
-	return s.front(mux)
 }
 
 // front tells agent traffic from the API and checks credentials of both.
@@ -229,8 +272,17 @@ func (s *Stub) front(api http.Handler) http.Handler {
 		s.mu.Lock()
 		b := s.boxes[id]
 		var route *url.URL
-		if b != nil && b.sb.State == client.Running && r.Header.Get("E2b-Sandbox-Port") == "49983" {
-			route = b.route
+		if b != nil && r.Header.Get("E2b-Sandbox-Port") == "49983" {
+			if b.wakes() && r.Header.Get("X-Access-Token") == b.token {
+				b.resume(5 * time.Minute)
+			}
+			if b.sb.State == client.Running {
+				route = b.route
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				defer context.AfterFunc(b.streams, cancel)()
+				r = r.WithContext(ctx)
+			}
 		}
 		s.mu.Unlock()
 		if route == nil {
@@ -266,6 +318,7 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 		TimeoutSeconds int
 		Env, Metadata  map[string]string
 		Network        client.Network
+		Lifecycle      client.Lifecycle
 	}
 	if !take(w, r, &body) {
 		return
@@ -284,7 +337,7 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	sb := client.Sandbox{
 		ID: "i" + strings.ToLower(rand.Text()[:20]), Name: body.Name, Template: "t0123456789abcdefghi", TemplateName: "base",
-		State: client.Running, Provider: "stub", Metadata: body.Metadata, Network: body.Network,
+		State: client.Running, Provider: "stub", Metadata: body.Metadata, Network: body.Network, Lifecycle: body.Lifecycle,
 		Egress: client.EgressPolicy{Default: "deny"}, CreatedAt: now, StartedAt: now,
 		EndsAt: now.Add(time.Duration(body.TimeoutSeconds) * time.Second), AgentToken: strings.ToLower(rand.Text()),
 		Resources: client.Resources{MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 1024},
@@ -318,11 +371,13 @@ func (s *Stub) start(sb client.Sandbox, env map[string]string) (*box, error) {
 	}()
 	dir := s.t.TempDir()
 	err = a.Init(ctx, control.Init{SandboxID: sb.ID, AccessToken: sb.AgentToken, EnvVars: env, DefaultUser: "root", DefaultWorkdir: dir})
-	return &box{
-		sb: sb, stop: func() { cancel(); <-done },
+	b := &box{
+		sb: sb, token: sb.AgentToken, stop: func() { cancel(); <-done },
 		events: []client.Event{{Seq: 1, At: sb.CreatedAt, Type: "sandbox.created", Actor: "k1", SandboxID: sb.ID, Fields: map[string]string{"template": "base\x1b[31m"}}},
 		route:  &url.URL{Scheme: "http", Host: l.Addr().String()},
-	}, err
+	}
+	b.streams, b.cut = context.WithCancel(ctx)
+	return b, err
 }
 
 func (s *Stub) list(w http.ResponseWriter, r *http.Request) {
@@ -334,7 +389,7 @@ func (s *Stub) list(w http.ResponseWriter, r *http.Request) {
 	for _, b := range s.boxes {
 		sb := b.sb
 		sb.AgentToken = ""
-		match := slices.Contains(states, string(sb.State)) || (q.Get("state") == "" && sb.State == client.Running)
+		match := slices.Contains(states, string(sb.State)) || (q.Get("state") == "" && !b.ended())
 		if match && (q.Get("name") == "" || q.Get("name") == sb.Name) {
 			all = append(all, sb)
 		}

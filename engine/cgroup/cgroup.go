@@ -250,6 +250,12 @@ func RemoveDirs(dirs []string) error {
 	}
 }
 
+// Own returns those of the directories that are groups below this Manager's.
+func (m *Manager) Own(dirs []string) []string {
+	ours := bases(m.v2, m.memory, m.cpu, m.acct)
+	return slices.DeleteFunc(slices.Clone(dirs), func(d string) bool { return !slices.Contains(ours, filepath.Dir(d)) })
+}
+
 // Sweep removes every group below the base directories, with the processes in
 // it: what an engine that died has made and not recorded. No box of the calling
 // engine may exist.

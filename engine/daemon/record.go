@@ -131,10 +131,11 @@ func (e *Engine) adopt(dir string, r record) {
 	if r.Box.State == wire.StateEnded {
 		return
 	}
-	if r.Box.PID > 0 {
+	// A copy of a directory brings records of boxes that are another engine's.
+	if r.Box.PID > 0 && e.runsBox(r.Box.PID) {
 		killRecorded(r.Box.PID, r.Started)
 	}
-	if err := cgroup.RemoveDirs(r.Cgroups); err != nil {
+	if err := cgroup.RemoveDirs(e.cgroups.Own(r.Cgroups)); err != nil {
 		b.log.Error("remove cgroup of lost box", slog.Any("error", err))
 	}
 	b.info.State = wire.StateEnded
@@ -197,7 +198,6 @@ func (e *Engine) killStrays() {
 		e.log.Error("list processes", slog.Any("error", err))
 		return
 	}
-	mark := []byte("\x00--bundle=" + filepath.Join(e.o.Root, "boxes") + "/")
 	for _, ent := range entries {
 		pid, err := strconv.Atoi(ent.Name())
 		if err != nil || pid == os.Getpid() {
@@ -207,11 +207,17 @@ func (e *Engine) killStrays() {
 		if err != nil {
 			continue
 		}
-		if args, err := os.ReadFile(filepath.Join("/proc", ent.Name(), "cmdline")); err == nil && bytes.Contains(args, mark) {
+		if e.runsBox(pid) {
 			e.log.Warn("kill process of lost box", slog.Int("pid", pid))
 			killRecorded(pid, started)
 		}
 	}
+}
+
+// runsBox reports whether a process is a sandbox of this directory.
+func (e *Engine) runsBox(pid int) bool {
+	args, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	return err == nil && bytes.Contains(args, []byte("\x00--bundle="+filepath.Join(e.o.Root, "boxes")+"/"))
 }
 
 // children lists the direct children of this process.

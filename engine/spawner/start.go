@@ -75,6 +75,9 @@ func start(conf *config.Config, req spawnRequest, files []*os.File) (int, error)
 	defer own.close()
 
 	c := &command{args: conf.ToFlags()}
+	// First: a saved kernel knows it by its number, which must be the same however
+	// the box was started.
+	controlFD := c.give(control)
 	c.giveFlag("panic-log-fd", own.panicLog)
 	if own.debugLog != nil {
 		c.giveFlag("debug-log-fd", own.debugLog)
@@ -89,7 +92,6 @@ func start(conf *config.Config, req spawnRequest, files []*os.File) (int, error)
 	mounts := bundle.Mounts(req.Create)
 	c.flag("gofer-mount-confs", mounts.String())
 	c.giveFlag("stdio-fds", stdio, stdio, stdio)
-	c.giveFlag("fs-restore-fds", files[spawnFiles:]...)
 	memory := uint64(req.Create.MemoryBytes)
 	if memory == 0 {
 		memory = hostMemory()
@@ -99,7 +101,8 @@ func start(conf *config.Config, req spawnRequest, files []*os.File) (int, error)
 	c.flag("total-memory", strconv.FormatUint(memory, 10))
 	c.flag("total-host-memory", strconv.FormatUint(memory, 10))
 	c.flag("cpu-num", strconv.Itoa(req.Create.CPUs))
-	c.flag("pass-fd", fmt.Sprintf("%d:%d", c.give(control), wire.ControlFD))
+	c.flag("pass-fd", fmt.Sprintf("%d:%d", controlFD, wire.ControlFD))
+	c.giveFlag("fs-restore-fds", files[spawnFiles:]...)
 	c.args = append(c.args, req.Create.ID)
 
 	cmd := exec.Command("/proc/self/exe", c.args...)

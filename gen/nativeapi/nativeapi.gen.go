@@ -461,6 +461,68 @@ type PauseSandbox struct {
 	FilesOnly bool `json:"filesOnly,omitempty"`
 }
 
+// Pool Warm sandboxes of one template build with the same resources, any of which a create that asks for just that can become. Counts begin with the pool; one that nobody needed for five minutes ends.
+type Pool struct {
+	BuildID string `json:"buildID"`
+
+	// Failed Warm sandboxes that could not be started.
+	Failed int64 `json:"failed"`
+
+	// Hits Creates that got a warm sandbox.
+	Hits int64 `json:"hits"`
+
+	// Hot How many are ready.
+	Hot int `json:"hot"`
+
+	// LastFillMs How long it took to start the last one.
+	LastFillMs int64 `json:"lastFillMs"`
+
+	// Made Warm sandboxes that were started.
+	Made int64 `json:"made"`
+
+	// Making How many are being started.
+	Making      int   `json:"making"`
+	MemoryBytes int64 `json:"memoryBytes"`
+
+	// Misses Creates that found none, and started one.
+	Misses int64 `json:"misses"`
+
+	// OldestSeconds Age of the oldest that is ready.
+	OldestSeconds int64 `json:"oldestSeconds"`
+
+	// Problem Why the last one could not be started, or why there are fewer than `target`. Teams other than `default` are told only that there is a problem.
+	Problem string `json:"problem,omitempty"`
+
+	// Resources In a request a zero or absent member means the template's default.
+	Resources Resources `json:"resources"`
+
+	// Target How many there should be now, by plan or by demand.
+	Target int `json:"target"`
+
+	// Template Template id.
+	Template     string `json:"template"`
+	TemplateName string `json:"templateName,omitempty"`
+}
+
+// PoolStatus defines model for PoolStatus.
+type PoolStatus struct {
+	// Enabled Whether the server's configuration keeps sandboxes warm at all.
+	Enabled bool `json:"enabled"`
+
+	// HitRate Share of all creates on this server since it started that found a warm sandbox. Absent when there was none.
+	HitRate *float64 `json:"hitRate,omitempty"`
+
+	// MemoryBytes Memory of the warm sandboxes listed here.
+	MemoryBytes int64 `json:"memoryBytes"`
+
+	// MemoryLimitBytes The most for all warm sandboxes of the server; zero means no limit.
+	MemoryLimitBytes int64 `json:"memoryLimitBytes"`
+
+	// MissingTemplates What `pool.templates` names and there is no template of. Told to the team `default` alone, whose names they are.
+	MissingTemplates []string `json:"missingTemplates,omitempty"`
+	Pools            []Pool   `json:"pools"`
+}
+
 // Provider defines model for Provider.
 type Provider struct {
 	Default        bool `json:"default"`
@@ -765,6 +827,9 @@ type ServerInterface interface {
 	// GetSpec This document.
 	// (GET /openapi.yaml)
 	GetSpec(w http.ResponseWriter, r *http.Request)
+	// GetPool What is kept warm - of templates that the team may use; pools of others do not show.
+	// (GET /pool)
+	GetPool(w http.ResponseWriter, r *http.Request)
 	// ListSandboxes One page of the team's sandboxes, newest first.
 	// (GET /sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -940,6 +1005,20 @@ func (siw *ServerInterfaceWrapper) GetSpec(w http.ResponseWriter, r *http.Reques
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSpec(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetPool operation middleware
+func (siw *ServerInterfaceWrapper) GetPool(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetPool(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1588,6 +1667,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/openapi.yaml", wrapper.GetSpec)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/status", wrapper.GetStatus)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/pool", wrapper.GetPool)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes", wrapper.ListSandboxes)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes", wrapper.CreateSandbox)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/sandboxes/{id}", wrapper.DeleteSandbox)
@@ -1825,6 +1905,44 @@ func (response GetSpec200ApplicationyamlResponse) VisitGetSpecResponse(w http.Re
 		defer closer.Close()
 	}
 	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetPoolRequestObject struct {
+}
+
+type GetPoolResponseObject interface {
+	VisitGetPoolResponse(w http.ResponseWriter) error
+}
+
+type GetPool200JSONResponse PoolStatus
+
+func (response GetPool200JSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPooldefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetPooldefaultJSONResponse) VisitGetPoolResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
 	return err
 }
 
@@ -2526,6 +2644,9 @@ type StrictServerInterface interface {
 	// GetSpec This document.
 	// (GET /openapi.yaml)
 	GetSpec(ctx context.Context, request GetSpecRequestObject) (GetSpecResponseObject, error)
+	// GetPool What is kept warm - of templates that the team may use; pools of others do not show.
+	// (GET /pool)
+	GetPool(ctx context.Context, request GetPoolRequestObject) (GetPoolResponseObject, error)
 	// ListSandboxes One page of the team's sandboxes, newest first.
 	// (GET /sandboxes)
 	ListSandboxes(ctx context.Context, request ListSandboxesRequestObject) (ListSandboxesResponseObject, error)
@@ -2767,6 +2888,30 @@ func (sh *strictHandler) GetSpec(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetSpecResponseObject); ok {
 		if err := validResponse.VisitGetSpecResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetPool operation middleware
+func (sh *strictHandler) GetPool(w http.ResponseWriter, r *http.Request) {
+	var request GetPoolRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPool(ctx, request.(GetPoolRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPool")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetPoolResponseObject); ok {
+		if err := validResponse.VisitGetPoolResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -4,6 +4,7 @@
 package testenv
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,7 +28,8 @@ type Options struct {
 	Data string
 	// Args are further flags of `caisson serve`.
 	Args []string
-	// Env are further variables, KEY=VALUE.
+	// Env are further variables, KEY=VALUE. The server keeps no sandboxes warm
+	// unless they say so.
 	Env []string
 }
 
@@ -69,7 +72,9 @@ func (s *Server) Restart(ctx context.Context) error {
 	}
 	defer logFile.Close()
 	s.cmd = exec.Command(s.opts.Binary, append([]string{"serve", "--data", s.Data, "--listen", s.Addr}, s.opts.Args...)...)
-	s.cmd.Env = append(os.Environ(), s.opts.Env...)
+	// Without warm sandboxes what is on the host is what a test has made.
+	s.cmd.Env = append(os.Environ(), "CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0")
+	s.cmd.Env = append(s.cmd.Env, s.opts.Env...)
 	s.cmd.Stdout, s.cmd.Stderr = logFile, logFile
 	if err := s.cmd.Start(); err != nil {
 		return err
@@ -109,6 +114,26 @@ func (s *Server) waitHealthy(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// Metric returns the value of a metric without labels.
+func (s *Server) Metric(ctx context.Context, name string) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if text, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return strconv.ParseFloat(text, 64)
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("there is no metric %s", name), lines.Err())
 }
 
 // PID is the process id of the running server.

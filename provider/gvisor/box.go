@@ -36,6 +36,9 @@ type Box struct {
 	ctl          *control.Client
 	ended        bool
 	disconnected bool
+	// cpuSeen is the CPU time last seen, cpuBefore what was used before a claim:
+	// it is not the claimer's.
+	cpuSeen, cpuBefore time.Duration
 }
 
 func newBox(p *Provider, id string, m meta) *Box {
@@ -120,8 +123,12 @@ func (b *Box) Stats(ctx context.Context) (provider.Stats, error) {
 	if err := b.p.call(ctx, wire.OpStats, wire.ByID{ID: b.id}, &s); err != nil {
 		return provider.Stats{}, fmt.Errorf("box stats: %w", err)
 	}
+	b.mu.Lock()
+	b.cpuSeen = time.Duration(s.CPUNanos)
+	used := b.cpuSeen - b.cpuBefore
+	b.mu.Unlock()
 	return provider.Stats{
-		At: time.Now(), CPUUsage: time.Duration(s.CPUNanos),
+		At: time.Now(), CPUUsage: used,
 		MemoryBytes: s.MemoryBytes, CacheBytes: s.CacheBytes, MemoryMaxBytes: s.MemoryMaxBytes,
 		DiskBytes: s.DiskBytes, Processes: s.Processes,
 	}, nil
@@ -175,6 +182,9 @@ func (b *Box) Claim(_ context.Context, id provider.Identity) error {
 	default:
 	}
 	b.attach(id.Egress)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cpuBefore = b.cpuSeen
 	return nil
 }
 

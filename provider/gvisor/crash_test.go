@@ -343,3 +343,29 @@ func TestNewNeedsAbsoluteDirectory(t *testing.T) {
 		t.Errorf("New(relative directory) = %v, want ErrInvalidArgument", err)
 	}
 }
+
+// A server on a copy of a directory that is in use leaves its sandboxes alone.
+func TestCopiedDirectory(t *testing.T) {
+	rootfs := providertest.BuildRootfs(t)
+	p, dir := fresh(t)
+	b := create(t, p, spec("one", rootfs))
+	copied := filepath.Join(t.TempDir(), "copy")
+	record := "engine/boxes/one/box.json"
+	raw, err := os.ReadFile(filepath.Join(dir, record))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(copied, record)), 0o700), os.WriteFile(filepath.Join(copied, record), raw, 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := open(t, copied)
+	defer func() {
+		if err := other.StopEngine(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}()
+	if got := run(t, b, "echo", "alive"); got != "alive" {
+		t.Errorf("the box of the directory that was copied says %q", got)
+	}
+}

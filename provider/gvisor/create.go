@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,6 +54,9 @@ func (e *EndedError) Unwrap() error { return errdefs.ErrNotFound }
 type launch struct {
 	filesFrom string     // directory of a saved writable layer
 	restore   []*os.File // the files of a checkpoint
+	// abi and agent are those of the checkpoint: its processes run the agent of
+	// their time.
+	abi, agent string
 }
 
 // Create implements provider.Provider.
@@ -65,7 +69,7 @@ func (p *Provider) create(ctx context.Context, spec provider.Spec, l launch) (_ 
 	if err != nil {
 		return nil, err
 	}
-	b := newBox(p, spec.SandboxID, meta{RootfsDigest: spec.Rootfs.Digest, ABI: p.abi})
+	b := newBox(p, spec.SandboxID, p.metaOf(spec, l))
 	if err := p.register(b); err != nil {
 		return nil, err
 	}
@@ -126,13 +130,13 @@ func (p *Provider) request(spec provider.Spec, l launch) (wire.Create, error) {
 		r.MemoryMiB > math.MaxInt64/mib, r.DiskMiB > math.MaxInt64/mib:
 		return invalid("a limit is out of range")
 	}
-	m, err := json.Marshal(meta{RootfsDigest: spec.Rootfs.Digest, ABI: p.abi})
+	m, err := json.Marshal(p.metaOf(spec, l))
 	if err != nil {
 		return wire.Create{}, fmt.Errorf("create box: %w", err)
 	}
 	req := wire.Create{
 		ID: spec.SandboxID, Hostname: spec.Hostname,
-		Rootfs: spec.Rootfs.Path, Agent: p.agentImage, OverlayDir: p.overlays,
+		Rootfs: spec.Rootfs.Path, Agent: cmp.Or(l.agent, p.agentImage), OverlayDir: p.overlays,
 		DiskBytes: r.DiskMiB * mib, MemoryBytes: r.MemoryMiB * mib, CPUs: r.CPUs, Processes: r.Processes,
 		FilesFrom: l.filesFrom, Deadline: spec.Deadline, Meta: m,
 	}
@@ -140,6 +144,10 @@ func (p *Provider) request(spec provider.Spec, l launch) (wire.Create, error) {
 		req.Unenforced = append(req.Unenforced, string(u))
 	}
 	return req, nil
+}
+
+func (p *Provider) metaOf(spec provider.Spec, l launch) meta {
+	return meta{RootfsDigest: spec.Rootfs.Digest, ABI: cmp.Or(l.abi, p.abi)}
 }
 
 func (p *Provider) register(b *Box) error {

@@ -31,13 +31,16 @@ import (
 // Name is the provider's name in handles and configuration.
 const Name = "gvisor"
 
+// agentMark is what stands before the agent's digest in an ABI.
+const agentMark = "/agent-"
+
 // maxSocketPath is the kernel's limit on the path of a unix socket.
 const maxSocketPath = 107
 
 // Config says where the provider keeps things and what it may leave unenforced.
 type Config struct {
-	// DataDir is an absolute directory of the provider's own. Writable layers
-	// lie in it, so it decides how much boxes can write.
+	// DataDir is an absolute directory of the provider's own, for one Provider at
+	// a time. Writable layers lie in it, so it decides how much boxes can write.
 	DataDir string
 	// Unenforced lists limits that boxes may have although this host cannot
 	// enforce them. A limit that is neither enforceable nor listed makes Create
@@ -45,7 +48,10 @@ type Config struct {
 	Unenforced []provider.Limit
 	// EnginePath and AgentPath replace the embedded programs, for development.
 	EnginePath, AgentPath string
-	Log                   *slog.Logger
+	// SavedABIs lists the ABIs of all saved memory, whose agents must stay. When
+	// it is nil all agents stay.
+	SavedABIs func(ctx context.Context) ([]string, error)
+	Log       *slog.Logger
 }
 
 // Provider makes boxes. It is safe for concurrent use.
@@ -82,7 +88,8 @@ var (
 )
 
 // New prepares engine and agent and connects to the engine, which it launches
-// when none is running. Close must be called. embedded.ErrAbsent when the binary
+// when none is running. Programs of other builds that nothing uses any more are
+// removed. Close must be called. embedded.ErrAbsent when the binary
 // was built without the two programs.
 func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if !filepath.IsAbs(cfg.DataDir) {
@@ -114,8 +121,9 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if p.client, err = engine.Connect(ctx, p.options); err != nil {
 		return nil, fmt.Errorf("gvisor: %w", err)
 	}
-	p.abi = p.client.Hello.ABI + "/agent-" + digest[:12]
+	p.abi = joinABI(p.client.Hello.ABI, digest)
 	p.caps = p.capabilities()
+	p.sweepPrograms(ctx, p.client)
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.closing = cancel
 	first := p.client
@@ -143,7 +151,7 @@ func (p *Provider) engineBinary() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return a.Unpack(filepath.Join(p.cfg.DataDir, "programs"))
+	return a.Unpack(p.programs())
 }
 
 func (p *Provider) capabilities() provider.Capabilities {

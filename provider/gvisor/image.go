@@ -48,7 +48,7 @@ func (p *Provider) agentFile() (path, digest string, err error) {
 }
 
 func (p *Provider) agentPath(digest string) string {
-	return filepath.Join(p.cfg.DataDir, "programs", "agent-"+digest[:16]+".erofs")
+	return filepath.Join(p.programs(), "agent-"+digest[:min(len(digest), agentDigits)]+".erofs")
 }
 
 func writeAgentImage(path string, program []byte) error {

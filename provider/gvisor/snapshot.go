@@ -94,12 +94,14 @@ func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.A
 	}
 	switch a.Kind {
 	case snapshot.Filesystem:
-		if gvisorABI(a.ABI) != gvisorABI(p.abi) {
+		if engine, _ := splitABI(a.ABI); engine != p.engineABI() {
 			return nil, p.otherABI(a)
 		}
 		return p.create(ctx, spec, launch{filesFrom: dir})
 	case snapshot.Memory:
-		if a.ABI != p.abi {
+		engine, digest := splitABI(a.ABI)
+		agent := p.agentPath(digest)
+		if _, err := os.Stat(agent); engine != p.engineABI() || err != nil {
 			return nil, p.otherABI(a)
 		}
 		files, err := openAll(dir, wire.CheckpointFiles())
@@ -107,19 +109,31 @@ func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.A
 		if err != nil {
 			return nil, fmt.Errorf("restore: %w", err)
 		}
-		return p.create(ctx, spec, launch{restore: files})
+		return p.create(ctx, spec, launch{restore: files, abi: a.ABI, agent: agent})
 	}
 	return nil, fmt.Errorf("restore of kind %q: %w", a.Kind, errdefs.ErrNotImplemented)
 }
 
 func (p *Provider) otherABI(a snapshot.Artifact) error {
-	return fmt.Errorf("restore: the snapshot was saved by engine %s, this is %s: %w", a.ABI, p.abi, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("restore: it was saved by engine %s, this is %s: %w", a.ABI, p.abi, snapshot.ErrOtherEngine)
 }
 
-// gvisorABI is the part of an ABI that the saved files depend on: a new agent
-// does not matter to them.
-func gvisorABI(abi string) string {
-	engine, _, _ := strings.Cut(abi, "/agent-")
+// agentDigits is how much of an agent's digest names it.
+const agentDigits = 16
+
+// joinABI makes the ABI of memory snapshots: that of the engine, which saved
+// files depend on too, and the agent, which runs on in a restored box.
+func joinABI(engine, agentDigest string) string {
+	return engine + agentMark + agentDigest[:agentDigits]
+}
+
+func splitABI(abi string) (engine, agentDigest string) {
+	engine, agentDigest, _ = strings.Cut(abi, agentMark)
+	return engine, agentDigest
+}
+
+func (p *Provider) engineABI() string {
+	engine, _ := splitABI(p.abi)
 	return engine
 }
 

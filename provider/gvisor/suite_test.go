@@ -15,12 +15,13 @@ import (
 	"github.com/caisson-dev/caisson/provider/providertest"
 )
 
-// open returns a provider on dir that is closed with the test.
-func open(t *testing.T, dir string) *gvisor.Provider {
+// open returns a provider on dir that is closed with the test. abis are those
+// of saved memory.
+func open(t *testing.T, dir string, abis ...string) *gvisor.Provider {
 	t.Helper()
 	p, err := gvisor.New(t.Context(), gvisor.Config{
-		DataDir: dir,
-		Log:     slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		DataDir: dir, SavedABIs: func(context.Context) ([]string, error) { return abis, nil },
+		Log: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if errors.Is(err, embedded.ErrAbsent) {
 		t.Skipf("no real sandboxes: %v", err)

@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -129,4 +131,57 @@ func flowLogFlood(t *testing.T, s *store.Store) {
 	if want := fmt.Sprintf("%d records dropped: too many at once", flood-len(loud)+1); last.Kind != "dropped" || last.Reason != want {
 		t.Errorf("last record is %s %q, want %q", last.Kind, last.Reason, want)
 	}
+}
+
+// followers checks that every committed row about a sandbox, and nothing else,
+// wakes those who follow its log.
+func followers(t *testing.T, s *store.Store) {
+	sb, other := Sandbox(), Sandbox()
+	told := func(what string, c <-chan struct{}, want bool) {
+		t.Helper()
+		select {
+		case <-c:
+			if !want {
+				t.Errorf("%s woke a follower", what)
+			}
+		default:
+			if want {
+				t.Errorf("%s woke no follower", what)
+			}
+		}
+	}
+	events, cancel := s.SubscribeEvents(string(sb.ID))
+	defer cancel()
+	insert(t, s, sb)
+	told("Insert()", events, true)
+	become(t, s, sb.ID, sandbox.Running)
+	told("Mutate()", events, true)
+	if err := s.Record(t.Context(), audit.Event{Type: "sandbox.limit_hit", SandboxID: string(sb.ID)}); err != nil {
+		t.Fatal(err)
+	}
+	told("Record()", events, true)
+	if _, err := s.Mutate(t.Context(), sb.ID, Become(sandbox.Pending)); err == nil {
+		t.Error("Mutate(back to pending) = nil")
+	}
+	told("a refused Mutate()", events, false)
+	insert(t, s, other)
+	told("Insert(other)", events, false)
+
+	l := runFlowLog(t, s, 0)
+	flows, cancelFlows := l.SubscribeRecords(string(sb.ID))
+	defer cancelFlows()
+	l.Add(egress.Record{SandboxID: string(other.ID), At: now(), Kind: "dns"})
+	if err := l.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told("another sandbox's record", flows, false)
+	l.Add(egress.Record{SandboxID: string(sb.ID), At: now(), Kind: "dns"})
+	if err := l.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	told("Flush()", flows, true)
+	if rows, err := l.Records(t.Context(), string(sb.ID), 0, 0); err != nil || len(rows) != 1 {
+		t.Errorf("Records() = %v, %v", rows, err)
+	}
+	told("egress records", events, false)
 }

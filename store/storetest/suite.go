@@ -36,6 +36,7 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"names":               names,
 		"flow log":            flowLog,
 		"flow log flood":      flowLogFlood,
+		"followers":           followers,
 		"templates":           templates,
 		"template deletion":   templateDeletion,
 		"keys":                keys,

@@ -2,12 +2,10 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
-	"io/fs"
-	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -71,66 +69,6 @@ func benchIdle(ctx context.Context, o options, s *testenv.Server, r *report) err
 	return nil
 }
 
-// census counts what a leak would raise.
-type census struct{ Processes, FDs, Mounts, Cgroups, Boxes, Goroutines int }
-
-func count(s *testenv.Server) (census, error) {
-	var c census
-	procs, err := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil {
-		return c, err
-	}
-	for _, p := range procs {
-		// A process can end between the listing and the read.
-		if b, err := os.ReadFile(p); err == nil && (strings.HasPrefix(string(b), "runsc") || strings.HasPrefix(string(b), "caisson") || strings.HasPrefix(string(b), "exe")) {
-			c.Processes++
-		}
-	}
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.PID()))
-	if err != nil {
-		return c, err
-	}
-	c.FDs = len(fds)
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return c, err
-	}
-	c.Mounts = strings.Count(string(mounts), "\n")
-	// Directories, not /proc/cgroups: the kernel keeps a removed memory cgroup
-	// counted there until the last page that was charged to it is reclaimed.
-	err = filepath.WalkDir("/sys/fs/cgroup", func(_ string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			c.Cgroups++
-		}
-		return nil // a directory may go while it is walked
-	})
-	if err != nil {
-		return c, err
-	}
-	boxes, err := s.BoxFiles()
-	if err != nil {
-		return c, err
-	}
-	c.Boxes = len(boxes)
-	c.Goroutines, err = goroutines(s)
-	return c, err
-}
-
-func goroutines(s *testenv.Server) (int, error) {
-	resp, err := http.Get(s.URL + "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	sc := bufio.NewScanner(resp.Body)
-	for sc.Scan() {
-		if v, ok := strings.CutPrefix(sc.Text(), "go_goroutines "); ok {
-			return strconv.Atoi(v)
-		}
-	}
-	return 0, fmt.Errorf("/metrics has no go_goroutines")
-}
-
 func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) error {
 	r.section("Leaks", fmt.Sprintf("%d cycles of create, one command, kill; counts before and after, 5 s apart from the last kill.", o.cycles))
 	cycle := func() error {
@@ -149,7 +87,7 @@ func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) er
 		}
 	}
 	time.Sleep(5 * time.Second)
-	before, err := count(s)
+	before, err := s.Count(ctx)
 	if err != nil {
 		return err
 	}
@@ -159,20 +97,25 @@ func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) er
 		}
 	}
 	time.Sleep(5 * time.Second)
-	after, err := count(s)
+	after, err := s.Count(ctx)
 	if err != nil {
 		return err
 	}
-	r.table("", "processes", "server fds", "mounts", "cgroups", "box files", "goroutines")
+	r.table("", "processes", "server fds", "engine fds", "memfds", "mounts", "cgroups", "network namespaces", "files", "goroutines", "server MB")
 	for _, row := range []struct {
 		name string
-		c    census
+		c    testenv.Census
 	}{{"before", before}, {"after", after}} {
-		r.row(row.name, fmt.Sprint(row.c.Processes), fmt.Sprint(row.c.FDs), fmt.Sprint(row.c.Mounts), fmt.Sprint(row.c.Cgroups), fmt.Sprint(row.c.Boxes), fmt.Sprint(row.c.Goroutines))
+		cells := []string{row.name}
+		for _, n := range []int{
+			row.c.Processes, row.c.ServerFDs, row.c.EngineFDs, row.c.MemFDs, row.c.Mounts, row.c.Cgroups,
+			row.c.NetNamespaces, row.c.Files, row.c.Goroutines, row.c.ServerRSS,
+		} {
+			cells = append(cells, fmt.Sprint(n))
+		}
+		r.row(cells...)
 	}
-	// A keep-alive connection more or less is two goroutines and one fd.
-	ok := after.Processes <= before.Processes && after.FDs <= before.FDs+2 && after.Mounts <= before.Mounts &&
-		after.Cgroups <= before.Cgroups && after.Boxes <= before.Boxes && after.Goroutines <= before.Goroutines+4
-	r.check("leaks", ok, "see the table", "as before")
+	grown := before.Grown(after)
+	r.check("leaks", len(grown) == 0, cmp.Or(strings.Join(grown, "; "), "none"), "none")
 	return nil
 }

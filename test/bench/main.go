@@ -45,15 +45,11 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	started := time.Now()
-	srv, err := testenv.Start(ctx, testenv.Options{
-		Binary: o.binary, Data: o.data, Args: []string{"--destroy-on-exit"},
-		// What is measured is the engine, not the guards against a flood.
-		Env: []string{"CAISSON_LIMITS_SANDBOXES_PER_TEAM=1000", "CAISSON_RATE_REQUESTS_PER_SECOND=0", "CAISSON_RATE_CREATES_PER_SECOND=0"},
-	})
+	srv, err := benchServer(ctx, o, 0)
 	if err != nil {
 		return err
 	}
-	defer srv.Stop()
+	defer func() { srv.Stop() }()
 	r := newReport(o, started)
 
 	steps := []struct {
@@ -66,6 +62,7 @@ func run(ctx context.Context, o options) error {
 		{"files", benchFiles},
 		{"creates per second", benchRate},
 		{"idle sandboxes", benchIdle},
+		{"pause and resume", benchPause},
 		{"leaks", benchLeaks},
 	}
 	for _, s := range steps {
@@ -75,6 +72,13 @@ func run(ctx context.Context, o options) error {
 		fmt.Fprintf(os.Stderr, "== %s (%.0fs)\n", s.name, time.Since(started).Seconds())
 		if err := s.run(ctx, o, srv, r); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	srv.Stop()
+	if strings.Contains("warm pool", o.only) {
+		fmt.Fprintf(os.Stderr, "== warm pool (%.0fs)\n", time.Since(started).Seconds())
+		if err := benchWarm(ctx, o, r); err != nil {
+			return fmt.Errorf("warm pool: %w", err)
 		}
 	}
 	if o.only != "" {

@@ -14,28 +14,6 @@ import (
 	"github.com/caisson-dev/caisson/internal/testenv"
 )
 
-// processesOf returns the pids whose command line or working set names the
-// server's data directory.
-func processesOf(t *testing.T, s *testenv.Server, name string) []int {
-	t.Helper()
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pids []int
-	for _, p := range procs {
-		b, err := os.ReadFile(p) // may have ended meanwhile
-		if err != nil || !strings.Contains(string(b), s.Data) || !strings.Contains(string(b), name) {
-			continue
-		}
-		var pid int
-		if _, err := sscan(filepath.Base(filepath.Dir(p)), &pid); err == nil && pid != s.PID() {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 // boxes counts the sandboxes that have something on the host.
 func boxes(t *testing.T, s *testenv.Server) int {
 	t.Helper()
@@ -139,14 +117,14 @@ func TestServerKillDuringCreates(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, 10*time.Second, "nothing to be left", func() bool { return boxes(t, s) == 0 && len(processesOf(t, s, "/boxes/")) == 0 })
+	waitFor(t, 10*time.Second, "nothing to be left", func() bool { return boxes(t, s) == 0 && len(s.Processes("/boxes/")) == 0 })
 }
 
 func TestEngineKill(t *testing.T) {
 	t.Parallel()
 	s := own(t)
 	b := create(t, s, nil)
-	daemons := processesOf(t, s, "daemon")
+	daemons := s.Processes("daemon")
 	if len(daemons) == 0 {
 		t.Fatal("no engine found")
 	}
@@ -166,7 +144,7 @@ func TestEngineKill(t *testing.T) {
 	if err := s.Kill(t.Context(), made); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 10*time.Second, "no box to be left", func() bool { return boxes(t, s) == 0 && len(processesOf(t, s, "/boxes/")) == 0 })
+	waitFor(t, 10*time.Second, "no box to be left", func() bool { return boxes(t, s) == 0 && len(s.Processes("/boxes/")) == 0 })
 }
 
 func TestTimeToLive(t *testing.T) {

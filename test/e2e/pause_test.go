@@ -31,7 +31,7 @@ func TestPauseKeepsEverything(t *testing.T) {
 	if n := boxes(t, s); n != 0 {
 		t.Errorf("a paused sandbox has something of %d boxes on the host", n)
 	}
-	if left := processesOf(t, s, b.ID); len(left) != 0 {
+	if left := s.Processes(b.ID); len(left) != 0 {
 		t.Errorf("a paused sandbox has processes %v", left)
 	}
 	// Nobody can reach it, and a server that was killed still has it.

@@ -1,13 +1,8 @@
 package e2e_test
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,15 +19,11 @@ func remains(t *testing.T, s *testenv.Server) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256([]byte(filepath.Join(s.Data, "engine", "engine")))
-	name := "caisson-" + hex.EncodeToString(sum[:4])
-	for _, pattern := range []string{"/sys/fs/cgroup/" + name, "/sys/fs/cgroup/*/" + name, "/sys/fs/cgroup/*/*/" + name} {
-		groups, err := filepath.Glob(pattern + "/*/cgroup.procs")
-		if err != nil {
-			t.Fatal(err)
-		}
-		left = append(left, groups...)
+	groups, err := s.Cgroups()
+	if err != nil {
+		t.Fatal(err)
 	}
+	left = append(left, groups...)
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -42,45 +33,22 @@ func remains(t *testing.T, s *testenv.Server) []string {
 			left = append(left, strings.TrimSpace(line))
 		}
 	}
-	for _, pid := range processesOf(t, s, "/boxes/") {
+	for _, pid := range s.Processes("/boxes/") {
 		left = append(left, fmt.Sprint("process ", pid))
 	}
 	return left
-}
-
-// childrenOf returns the processes whose parent is one of the given.
-func childrenOf(t *testing.T, parents []int) []int {
-	t.Helper()
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pids []int
-	for _, path := range stats {
-		raw, err := os.ReadFile(path) // may have ended meanwhile
-		if err != nil {
-			continue
-		}
-		var state string
-		var pid, parent int
-		_, perr := sscan(filepath.Base(filepath.Dir(path)), &pid)
-		if _, err := sscan(string(raw[bytes.LastIndexByte(raw, ')')+1:]), &state, &parent); err == nil && perr == nil && slices.Contains(parents, parent) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 // killEngine kills the engine, and with helpers also the spawners, before they
 // can end what they have started.
 func killEngine(t *testing.T, s *testenv.Server, helpers bool) {
 	t.Helper()
-	pids := processesOf(t, s, "daemon")
+	pids := s.Processes("daemon")
 	if len(pids) == 0 {
 		t.Fatal("no engine found")
 	}
 	if helpers {
-		spawners := childrenOf(t, pids)
+		spawners := testenv.ChildrenOf(pids)
 		if len(spawners) == 0 {
 			t.Fatal("the engine has no spawners")
 		}

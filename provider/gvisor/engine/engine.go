@@ -70,7 +70,8 @@ type reply struct {
 // An engine of another build is replaced when it has no boxes; otherwise it is
 // used as it is, because the boxes would not survive.
 func Connect(ctx context.Context, o Options) (*Client, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, launchTimeout, errors.New("the engine did not answer in time"))
+	ctx, cancel := context.WithTimeoutCause(ctx, launchTimeout, fmt.Errorf(
+		"the engine did not answer within %s: see %s; \"Reading errors\" in docs/operating.md says how to restart it", launchTimeout, logPath(o.Root)))
 	defer cancel()
 	c, err := dial(ctx, o)
 	if err == nil && c.Hello.Build != filepath.Base(o.Binary) {
@@ -127,13 +128,15 @@ func dial(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
+func logPath(root string) string { return filepath.Join(root, "engine.log") }
+
 // launch starts an engine and returns when it answers, or when another launch
 // was faster.
 func launch(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(o.Root, 0o700); err != nil {
 		return fmt.Errorf("launch engine: %w", err)
 	}
-	path := filepath.Join(o.Root, "engine.log")
+	path := logPath(o.Root)
 	if fi, err := os.Stat(path); err == nil && fi.Size() > maxLog {
 		_ = os.Rename(path, path+".old")
 	}

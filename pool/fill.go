@@ -1,0 +1,244 @@
+package pool
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/caisson-dev/caisson/provider"
+)
+
+const (
+	makeLimit  = time.Minute
+	minBackoff = time.Second
+	maxBackoff = time.Minute
+	// lookEvery is how often schedules, leases and ages are looked at when
+	// nothing else happens.
+	lookEvery = 10 * time.Second
+)
+
+// SetPlan replaces what is kept whatever the demand. Boxes of other keys go when
+// nobody has asked for them lately. names are the templates' names.
+func (p *Pool) SetPlan(plans map[Key]Plan, names map[Key]string) {
+	p.mu.Lock()
+	for k, s := range p.shelves {
+		if _, ok := plans[k]; !ok {
+			s.plan = Plan{}
+		}
+	}
+	for k, plan := range plans {
+		s := p.shelves[k]
+		if s == nil {
+			s = &shelf{key: k}
+			p.shelves[k] = s
+		}
+		s.plan, s.name = plan, names[k]
+	}
+	p.mu.Unlock()
+	p.poke()
+}
+
+// Run keeps every key at its target until ctx ends, and then destroys what is
+// left.
+func (p *Pool) Run(ctx context.Context) {
+	defer p.end()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		p.reconcile(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// end destroys all boxes; none is handed out any more.
+func (p *Pool) end() {
+	p.work.Wait() // what is being made goes to a shelf or to the garbage
+	p.mu.Lock()
+	p.ended = true
+	for _, s := range p.shelves {
+		for len(s.boxes) > 0 {
+			it := s.boxes[0]
+			p.remove(s, it)
+			p.garbage = append(p.garbage, it.box)
+		}
+	}
+	p.clear()
+	p.mu.Unlock()
+	p.watches.Wait()
+	p.work.Wait()
+}
+
+// clear destroys what was thrown away. The caller is Run and holds mu.
+func (p *Pool) clear() {
+	for _, box := range p.garbage {
+		p.work.Go(func() { p.destroy(box) })
+	}
+	p.garbage = nil
+}
+
+// reconcile starts what is missing and ends what is too many, too old or too
+// large.
+func (p *Pool) reconcile(ctx context.Context) {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, s := range p.shelves {
+		target := p.target(s, now)
+		for len(s.boxes) > target {
+			p.drop(s)
+		}
+		if n := len(s.boxes); n > 0 && n == target && s.making == 0 && now.Sub(s.boxes[0].born) > p.o.MaxAge {
+			p.drop(s) // one at a time, so that most stay
+		}
+		for _, it := range s.boxes {
+			if it.leased.Sub(now) < p.o.Lease/2 {
+				p.renew(ctx, it, now)
+			}
+		}
+		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.lent == 0 && s.demand.idle(now) {
+			delete(p.shelves, k)
+		}
+	}
+	p.clear()
+	for p.making < p.o.Parallel && ctx.Err() == nil && !p.full() {
+		s := p.neediest(now)
+		if s == nil {
+			p.lacking = time.Time{}
+			return
+		}
+		if p.lacking.IsZero() {
+			p.lacking = now
+		}
+		// A shelf that is nearly empty does not wait.
+		enough := len(s.boxes) > 0 && 4*len(s.boxes) >= p.target(s, now)
+		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < busyTime {
+			time.AfterFunc(wait, p.poke)
+			return
+		}
+		s.making++
+		p.making++
+		id := p.o.NewID()
+		p.own[id] = true
+		p.work.Go(func() { p.make(ctx, s, id) })
+	}
+}
+
+// full reports whether one more box would pass the memory limit. The caller
+// holds mu.
+func (p *Pool) full() bool {
+	return p.o.MaxBytes > 0 && p.bytes+int64(p.making+1)*LeastBytes > p.o.MaxBytes
+}
+
+// target is how many boxes a key should have. The caller holds mu.
+func (p *Pool) target(s *shelf, now time.Time) int {
+	return max(s.plan.At(now), min(s.demand.peak(now), p.o.MaxDemand))
+}
+
+// neediest is the shelf that lacks the largest share of its target; nil when
+// none lacks a box. The caller holds mu.
+func (p *Pool) neediest(now time.Time) *shelf {
+	var worst *shelf
+	least := 1.0
+	for _, s := range p.shelves {
+		target := p.target(s, now)
+		if target == 0 || now.Before(s.retry) {
+			continue
+		}
+		if share := float64(len(s.boxes)+s.making+s.lent) / float64(target); share < least {
+			worst, least = s, share
+		}
+	}
+	return worst
+}
+
+// drop throws the oldest box of a shelf away. The caller holds mu.
+func (p *Pool) drop(s *shelf) {
+	it := s.boxes[0]
+	p.remove(s, it)
+	p.garbage = append(p.garbage, it.box)
+}
+
+// renew moves the time at which a box ends if this server dies. The caller
+// holds mu.
+func (p *Pool) renew(ctx context.Context, it *item, now time.Time) {
+	d, ok := it.box.(provider.Deadliner)
+	it.leased = now.Add(p.o.Lease)
+	if !ok {
+		return
+	}
+	to := it.leased
+	p.work.Go(func() {
+		if err := d.SetDeadline(ctx, to); err != nil && ctx.Err() == nil {
+			p.o.Log.WarnContext(ctx, "lease of warm box could not be renewed", slog.String("box", it.box.Handle().ID), slog.Any("error", err))
+		}
+	})
+}
+
+// Deadline is the hard end that Make gives a box made now.
+func (p *Pool) Deadline() time.Time { return time.Now().Add(p.o.Lease) }
+
+// make makes one box for a shelf.
+func (p *Pool) make(ctx context.Context, s *shelf, id string) {
+	defer p.poke()
+	began := time.Now()
+	mctx, cancel := context.WithTimeout(ctx, makeLimit)
+	defer cancel()
+	box, err := p.o.Make(mctx, s.key, id)
+	took := time.Since(began)
+	if f := p.o.Metrics.Made; f != nil && ctx.Err() == nil {
+		f(took, err)
+	}
+	var bytes int64
+	if err == nil {
+		if st, serr := box.Stats(mctx); serr == nil {
+			bytes = st.MemoryBytes
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.making--
+	p.making--
+	if err != nil {
+		delete(p.own, id)
+		if ctx.Err() != nil {
+			return
+		}
+		s.failed++
+		s.problem = err.Error()
+		s.backoff = min(max(2*s.backoff, minBackoff), maxBackoff)
+		s.retry = time.Now().Add(s.backoff)
+		time.AfterFunc(s.backoff, p.poke)
+		p.o.Log.WarnContext(ctx, "warm box could not be made", slog.String("build", s.key.Build), slog.Duration("retry", s.backoff), slog.Any("error", err))
+		return
+	}
+	s.made++
+	s.madeIn, s.problem, s.backoff, s.retry = took, "", 0, time.Time{}
+	if ctx.Err() != nil || p.shelves[s.key] != s {
+		p.garbage = append(p.garbage, box)
+		return
+	}
+	p.put(s, &item{box: box, born: began, bytes: max(bytes, LeastBytes), leased: began.Add(p.o.Lease)})
+}
+
+// watch throws a box away that ends by itself while it is on its shelf.
+func (p *Pool) watch(ctx context.Context, s *shelf, it *item) {
+	exit, err := it.box.Wait(ctx)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	held := p.remove(s, it)
+	if held {
+		p.garbage = append(p.garbage, it.box)
+	}
+	p.mu.Unlock()
+	if held {
+		p.o.Log.Warn("warm box ended", slog.String("box", it.box.Handle().ID), slog.String("reason", exit.Reason), slog.String("detail", exit.Detail))
+		p.poke()
+	}
+}

@@ -1,0 +1,365 @@
+// Package pool keeps warm boxes: their agents answer and they have no identity.
+// A create that takes one waits for nothing but its own binding. What was taken
+// never comes back, except untouched.
+package pool
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/provider"
+)
+
+const (
+	// quietTime is how long a create and its first command have the machine for
+	// themselves, and busyTime how long a run of creates has.
+	quietTime = 100 * time.Millisecond
+	busyTime  = 2 * time.Second
+	// destroyLimit bounds the end of one box.
+	destroyLimit = 30 * time.Second
+)
+
+// LeastBytes is what one box counts for at the least. An idle one costs a host
+// 10 to 12.5 MB of available memory, more than is charged to its control group.
+const LeastBytes = 12 << 20
+
+// Key tells the kinds of boxes apart: what of a box is fixed before it has an
+// identity. Boxes of one key are interchangeable.
+type Key struct {
+	// Build is the template build.
+	Build     string             `json:"build"`
+	Resources provider.Resources `json:"resources"`
+}
+
+// Options make a Pool.
+type Options struct {
+	// Make makes a box under an id; it runs and its agent answers, behind a
+	// network that leads nowhere. On an error nothing of it is left.
+	Make func(ctx context.Context, k Key, id string) (provider.Box, error)
+	// NewID returns an id that was never used.
+	NewID func() string
+	// MaxDemand is the most boxes of one key that are kept because they were
+	// asked for lately, beyond its plan; 0 turns that off.
+	MaxDemand int
+	// MaxBytes bounds the memory of all warm boxes together; 0 means no limit.
+	MaxBytes int64
+	// Parallel is how many boxes are made at a time. Default 1.
+	Parallel int
+	// MaxAge is when an idle box is replaced by a fresh one. Default 1 h.
+	MaxAge time.Duration
+	// Lease is how long boxes outlive a server that has died. Default 10 min.
+	Lease time.Duration
+
+	Log     *slog.Logger
+	Metrics Metrics
+}
+
+// Metrics are called as things happen, where set. They must not block.
+type Metrics struct {
+	Taken  func(hit bool)
+	Made   func(took time.Duration, err error)
+	Change func(hot int)
+}
+
+// Pool keeps boxes of every key at its target. Methods are safe for concurrent
+// use; before Run it holds nothing.
+type Pool struct {
+	o    Options
+	wake chan struct{}  // something changed that Run must look at
+	work sync.WaitGroup // what Run has started
+	// watches end when their box leaves its shelf.
+	watches sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	ended   bool
+	shelves map[Key]*shelf
+	// own are the ids of boxes that are being made, are held, or were taken and
+	// not yet settled.
+	own    map[string]bool
+	making int
+	bytes  int64 // of all boxes held
+	// quiet is until when no box is made: what was just taken is about to work.
+	// It is put off by every create, but not beyond busyTime after lacking, when
+	// the first box was lacking.
+	quiet, lacking time.Time
+	// garbage waits for Run to destroy it.
+	garbage []provider.Box
+}
+
+// shelf holds the boxes of one key.
+type shelf struct {
+	key    Key
+	name   string // of the template, for people; the last one seen
+	plan   Plan
+	demand demand
+	boxes  []*item // oldest first
+	making int
+	lent   int // taken and neither settled nor returned
+
+	hits, misses, made, failed int64
+	madeIn                     time.Duration // of the last box made
+	problem                    string        // of the last attempt; "" when it went well
+	retry                      time.Time     // not before
+	backoff                    time.Duration
+}
+
+// item is one warm box.
+type item struct {
+	box    provider.Box
+	born   time.Time
+	bytes  int64
+	leased time.Time          // the box's deadline
+	stop   context.CancelFunc // ends the watch
+}
+
+// New returns a pool that makes nothing yet; Run does.
+func New(o Options) (*Pool, error) {
+	if o.Make == nil || o.NewID == nil || o.Log == nil {
+		return nil, fmt.Errorf("pool: an option is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Parallel == 0 {
+		o.Parallel = 1
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = time.Hour
+	}
+	if o.Lease == 0 {
+		o.Lease = 10 * time.Minute
+	}
+	return &Pool{o: o, wake: make(chan struct{}, 1), shelves: map[Key]*shelf{}, own: map[string]bool{}}, nil
+}
+
+// Take hands out a box of the key; false when there is none. It never waits.
+// name is that of the template. The caller calls Settle when it answers for the
+// box, or Return. A box that has died is not there any more; whether one answers
+// shows when it gets its identity.
+func (p *Pool) Take(k Key, name string) (provider.Box, bool) {
+	it := p.pop(k, name)
+	p.taken(k, it != nil)
+	if it == nil {
+		p.poke() // there is demand now
+		return nil, false
+	}
+	return it.box, true
+}
+
+func (p *Pool) taken(k Key, hit bool) {
+	p.mu.Lock()
+	if s := p.shelves[k]; s != nil {
+		if hit {
+			s.hits++
+		} else {
+			s.misses++
+		}
+	}
+	p.mu.Unlock()
+	if f := p.o.Metrics.Taken; f != nil {
+		f(hit)
+	}
+}
+
+// pop takes the oldest box of a key, and notes that one was asked for.
+func (p *Pool) pop(k Key, name string) *item {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	s := p.shelves[k]
+	if s == nil {
+		s = &shelf{key: k}
+		p.shelves[k] = s
+	}
+	s.name = name
+	s.demand.note(time.Now())
+	if len(s.boxes) == 0 {
+		return nil
+	}
+	it := s.boxes[0]
+	p.remove(s, it)
+	s.lent++
+	return it
+}
+
+// remove takes a box from its shelf; it stays the pool's own. The caller holds
+// mu.
+func (p *Pool) remove(s *shelf, it *item) bool {
+	i := slices.Index(s.boxes, it)
+	if i < 0 {
+		return false
+	}
+	it.stop()
+	s.boxes = slices.Delete(s.boxes, i, i+1)
+	p.bytes -= it.bytes
+	p.tell()
+	return true
+}
+
+// tell reports the number of warm boxes. The caller holds mu.
+func (p *Pool) tell() {
+	if p.o.Metrics.Change == nil {
+		return
+	}
+	n := 0
+	for _, s := range p.shelves {
+		n += len(s.boxes)
+	}
+	p.o.Metrics.Change(n)
+}
+
+// Settle says that the caller answers for a box that it took. Only then another
+// is made in its place.
+func (p *Pool) Settle(k Key, box provider.Box) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.own, box.Handle().ID)
+	if s := p.shelves[k]; s != nil {
+		s.lent--
+	}
+	p.quiet = time.Now().Add(quietTime)
+	p.poke()
+}
+
+// Return takes a box back that was taken and not touched: nothing of an identity
+// has reached it.
+func (p *Pool) Return(k Key, box provider.Box) {
+	p.mu.Lock()
+	s := p.shelves[k]
+	if s != nil {
+		s.lent--
+	}
+	if p.ended || s == nil {
+		p.mu.Unlock()
+		p.discard(box)
+		return
+	}
+	now := time.Now()
+	p.put(s, &item{box: box, born: now, bytes: LeastBytes, leased: now}) // its lease is renewed at once
+	p.mu.Unlock()
+	p.poke()
+}
+
+// put adds a box to a shelf and watches it. The caller holds mu, and p has not
+// ended.
+func (p *Pool) put(s *shelf, it *item) {
+	var ctx context.Context
+	ctx, it.stop = context.WithCancel(context.Background())
+	s.boxes = append(s.boxes, it)
+	p.bytes += it.bytes
+	p.own[it.box.Handle().ID] = true
+	p.tell()
+	p.watches.Go(func() { p.watch(ctx, s, it) })
+}
+
+// Owns reports whether a box is the pool's, or was taken and not settled.
+func (p *Pool) Owns(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.own[id]
+}
+
+// discard gets a box of the pool's own destroyed: by Run, or here when Run has
+// ended.
+func (p *Pool) discard(box provider.Box) {
+	p.mu.Lock()
+	if !p.ended {
+		p.garbage = append(p.garbage, box)
+		p.mu.Unlock()
+		p.poke()
+		return
+	}
+	p.mu.Unlock()
+	p.destroy(box)
+}
+
+func (p *Pool) destroy(box provider.Box) {
+	ctx, cancel := context.WithTimeout(context.Background(), destroyLimit)
+	defer cancel()
+	if err := box.Destroy(ctx); err != nil {
+		// No longer owned, it is an orphan, which the manager's sweep ends.
+		p.o.Log.ErrorContext(ctx, "warm box could not be destroyed", slog.String("box", box.Handle().ID), slog.Any("error", err))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.own, box.Handle().ID)
+}
+
+// poke makes Run look again.
+func (p *Pool) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status is what a pool has of one key.
+type Status struct {
+	Key
+
+	// Template is the name that the last create used, or the plan's.
+	Template string `json:"template,omitempty"`
+	// Target is how many boxes it should have now: by plan, or by demand.
+	Target int `json:"target"`
+	Hot    int `json:"hot"`
+	Making int `json:"making"`
+	// Oldest is the age of the oldest box.
+	Oldest time.Duration `json:"oldest"`
+	Bytes  int64         `json:"bytes"`
+
+	Hits   int64         `json:"hits"`
+	Misses int64         `json:"misses"`
+	Made   int64         `json:"made"`
+	Failed int64         `json:"failed"`
+	MadeIn time.Duration `json:"madeIn"` // the last box
+	// Problem is why the last box could not be made, or why fewer are kept than
+	// the target says.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Status lists the keys, those with the most boxes first.
+func (p *Pool) Status() []Status {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]Status, 0, len(p.shelves))
+	for _, s := range p.shelves {
+		st := Status{
+			Key: s.key, Template: s.name, Target: p.target(s, now), Hot: len(s.boxes), Making: s.making,
+			Hits: s.hits, Misses: s.misses, Made: s.made, Failed: s.failed, MadeIn: s.madeIn, Problem: s.problem,
+		}
+		for _, it := range s.boxes {
+			st.Bytes += it.bytes
+			st.Oldest = max(st.Oldest, now.Sub(it.born))
+		}
+		if st.Problem == "" && st.Hot+st.Making < st.Target && p.full() {
+			st.Problem = fmt.Sprintf("the memory limit of all warm boxes, %d MiB, is reached", p.o.MaxBytes>>20)
+		}
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b Status) int {
+		if a.Hot != b.Hot {
+			return b.Hot - a.Hot
+		}
+		if a.Template != b.Template {
+			return compare(a.Template, b.Template)
+		}
+		return compare(a.Build, b.Build)
+	})
+	return out
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,183 @@
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/pool"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/template"
+	"github.com/containerd/errdefs"
+)
+
+// planInterval is how often planned templates are looked up again: a new build
+// of one replaces the boxes of the old.
+const planInterval = 30 * time.Second
+
+// Pool configures warm boxes. The zero value keeps none.
+type Pool struct {
+	// Plans are by template reference, as the default team sees it.
+	Plans map[string]pool.Plan
+	// MaxDemand is the most boxes of one kind kept for recent demand alone.
+	MaxDemand int
+	// MaxBytes bounds the memory of all warm boxes; 0 means no limit.
+	MaxBytes int64
+	// Parallel is how many boxes are made at a time.
+	Parallel int
+	Metrics  pool.Metrics
+}
+
+func (c Pool) enabled() bool { return len(c.Plans) > 0 || c.MaxDemand > 0 }
+
+// errStale says that a warm box failed after it had been taken: the create goes
+// on with a fresh one.
+var errStale = errors.New("warm box failed")
+
+// newPool returns nil when no boxes are kept warm, or the provider's cannot be.
+func (m *Manager) newPool() (*pool.Pool, error) {
+	if !m.cfg.Pool.enabled() || !m.deps.Provider.Capabilities().Claim {
+		return nil, nil
+	}
+	return pool.New(pool.Options{
+		Make: m.makeWarm, NewID: func() string { return string(newID()) },
+		MaxDemand: m.cfg.Pool.MaxDemand, MaxBytes: m.cfg.Pool.MaxBytes, Parallel: m.cfg.Pool.Parallel,
+		Lease: warmLease, Log: m.log, Metrics: m.cfg.Pool.Metrics,
+	})
+}
+
+// warmLease is how long warm boxes outlive a server that was killed.
+const warmLease = 10 * time.Minute
+
+// makeWarm implements pool.Options.Make. The box's id is that of the sandbox it
+// will be.
+func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider.Box, error) {
+	build, err := m.deps.Templates.Build(ctx, template.BuildID(k.Build))
+	if err != nil {
+		return nil, err
+	}
+	box, err := m.deps.Provider.Create(ctx, provider.Spec{
+		SandboxID: id, Hostname: id, Rootfs: build.Rootfs, Resources: k.Resources,
+		Labels: map[string]string{"caisson.pool": "warm", "caisson.node": m.cfg.Node},
+		Egress: nowhere{}, Deadline: clock().Add(warmLease),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create box: %w", err)
+	}
+	in := m.machine(Sandbox{ID: ID(id), Template: build.Template, Build: build.ID, Resources: k.Resources})
+	in.DefaultUser = cmp.Or(build.User, m.cfg.DefaultUser)
+	if err := box.Control().Prepare(ctx, in); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("prepare agent: %w", err), box.Destroy(clean))
+	}
+	return box, nil
+}
+
+// bindLimit is how long the agent of a warm box may take for its identity before
+// the create goes on with another box.
+const bindLimit = 2 * time.Second
+
+// bind gives a claimed box its identity.
+func (m *Manager) bind(ctx context.Context, sb Sandbox, box provider.Box) error {
+	bctx, cancel := context.WithTimeoutCause(ctx, bindLimit, errors.New("agent did not answer in time"))
+	defer cancel()
+	err := m.initAgent(bctx, sb, box)
+	if err != nil && ctx.Err() == nil {
+		return errors.Join(errStale, err)
+	}
+	return err
+}
+
+// PoolStatus lists what is kept warm; empty when nothing is.
+func (m *Manager) PoolStatus() []pool.Status {
+	if m.pool == nil {
+		return nil
+	}
+	return m.pool.Status()
+}
+
+// runPool keeps boxes warm until ctx ends.
+func (m *Manager) runPool(ctx context.Context) {
+	if m.pool == nil {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.pool.Run(ctx)
+	}()
+	defer func() { <-done }()
+	tick := time.NewTicker(planInterval)
+	defer tick.Stop()
+	for {
+		m.planPool(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// planPool tells the pool which builds the planned templates mean now. A
+// template that does not exist yet is looked for again later.
+func (m *Manager) planPool(ctx context.Context) {
+	plans, names := map[pool.Key]pool.Plan{}, map[pool.Key]string{}
+	for ref, plan := range m.cfg.Pool.Plans {
+		_, build, err := m.deps.Templates.Resolve(ctx, identity.DefaultTeam, ref)
+		if err == nil {
+			var res provider.Resources
+			if res, err = m.cfg.resources(provider.Resources{}, build.Resources); err == nil {
+				k := keyOf(build, res)
+				plans[k], names[k] = plan, ref
+				continue
+			}
+		}
+		if ctx.Err() == nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+			m.log.WarnContext(ctx, "template of a warm pool cannot be found", slog.String("template", ref), slog.Any("error", err))
+			return // keep what there is
+		}
+	}
+	m.pool.SetPlan(plans, names)
+}
+
+func keyOf(build template.Build, res provider.Resources) pool.Key {
+	return pool.Key{Build: string(build.ID), Resources: res}
+}
+
+// takeWarm gives a planned create a warm box, when there is one, and with it the
+// box's id.
+func (m *Manager) takeWarm(c *creation) {
+	if m.pool == nil {
+		return
+	}
+	box, ok := m.pool.Take(keyOf(c.build, c.sb.Resources), c.req.Template)
+	if ok {
+		c.warm, c.sb.ID = box, ID(box.Handle().ID)
+	}
+}
+
+// claim binds a warm box to the sandbox that it becomes.
+func (m *Manager) claim(ctx context.Context, c *creation, id provider.Identity) (provider.Box, error) {
+	claimer, ok := c.warm.(provider.Claimer)
+	if !ok {
+		return nil, fmt.Errorf("box cannot be claimed: %w", errdefs.ErrInternal)
+	}
+	if err := claimer.Claim(ctx, id); err != nil {
+		return nil, fmt.Errorf("claim box: %w", errors.Join(errStale, err))
+	}
+	return c.warm, nil
+}
+
+// putBack returns a warm box that nothing was done with.
+func (m *Manager) putBack(c *creation) {
+	if c.warm != nil {
+		m.pool.Return(keyOf(c.build, c.sb.Resources), c.warm)
+		c.warm = nil
+	}
+}
