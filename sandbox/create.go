@@ -16,6 +16,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/undo"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 )
@@ -33,6 +34,12 @@ type creation struct {
 	entry *entry
 	undo  undo.Stack
 	stage string
+	// from is the saved state to start with, nil for a fresh start; names is
+	// under which id egress keeps the names that it knows.
+	from  *snapshot.Artifact
+	names string
+	// created is the event of the record.
+	created audit.Event
 }
 
 // Create makes a sandbox and returns when its agent answers. On an error nothing
@@ -40,11 +47,16 @@ type creation struct {
 // or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
 // team's limit is ErrResourceExhausted.
 func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
-	began := time.Now()
 	c, err := m.plan(ctx, who, r)
 	if err != nil {
 		return Sandbox{}, err
 	}
+	return m.launch(ctx, c)
+}
+
+// launch makes what was planned.
+func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
+	began := time.Now()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	c.entry = newEntry(c.sb.ID, c.sb.Team, abort)
@@ -53,10 +65,7 @@ func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRe
 	m.mu.Unlock()
 
 	c.stage = StageAdmit
-	err = m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, audit.Event{
-		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: who.KeyID,
-		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
-	})
+	err := m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, c.created)
 	if err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
@@ -99,7 +108,10 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err != nil {
 		return nil, err
 	}
-	res, err := m.cfg.resources(r.Resources, build.Resources)
+	if build, err = m.opened(build); err != nil {
+		return nil, err
+	}
+	res, err := m.resources(r.Resources, build)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +150,12 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if len(tmpl.Names) > 0 {
 		sb.Alias = tmpl.Names[0]
 	}
-	return &creation{who: who, req: r, tmpl: tmpl, build: build, sb: sb}, nil
+	c := &creation{who: who, req: r, tmpl: tmpl, build: build, sb: sb, created: audit.Event{
+		Type: "sandbox.created", At: now, Actor: who.KeyID,
+		Fields: map[string]string{"template": string(sb.Template), "build": string(sb.Build)},
+	}}
+	c.descend()
+	return c, nil
 }
 
 // start takes the steps from an admitted record to a Running one; what it did
@@ -158,6 +175,9 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	defer func() { <-m.slots }()
 
 	c.stage = StageAttach
+	if err := m.inherit(ctx, c); err != nil {
+		return nil, err
+	}
 	// Before the step, for once: an Attach that fails late may have attached.
 	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
 	att, err := m.deps.Guard.Attach(ctx, id, c.sb.Egress)
@@ -194,7 +214,13 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachment) (provider.Box, error) {
 	spec := m.spec(c.sb, c.build, att)
 	spec.Deadline = clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.graceAt(endOf(c.sb)))
-	box, err := m.deps.Provider.Create(ctx, spec)
+	var box provider.Box
+	var err error
+	if c.from != nil {
+		box, err = m.restoreBox(ctx, c, spec)
+	} else {
+		box, err = m.deps.Provider.Create(ctx, spec)
+	}
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))
 	}

@@ -52,6 +52,10 @@ type entry struct {
 	// stuck says that an end was begun and not finished, and that nobody is at
 	// it; the sweep will try again.
 	stuck bool
+	// copying says that a snapshot or a fork is being made of it; settled is not
+	// nil, and closed afterwards, while it stands still for that.
+	copying bool
+	settled chan struct{}
 	// missed counts sweeps in a row in which the provider did not list the box.
 	missed int
 }
@@ -213,6 +217,7 @@ func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 		MaskRequestHost: sb.Network.MaskRequestHost,
 		Gone:            e.gone,
 		Route:           box.Route,
+		Settled:         func() <-chan struct{} { return m.settledOf(e) },
 	}
 	select {
 	case <-e.ready:

@@ -108,6 +108,9 @@ type Deps struct {
 	// Vault keeps paused sandboxes; without one, or with a provider that can
 	// save and restore nothing, pausing is errdefs.ErrNotImplemented.
 	Vault snapshot.Vault
+	// Snapshots keeps snapshots; without, they and forks are
+	// errdefs.ErrNotImplemented.
+	Snapshots Snapshots
 	// Policy compiles a network configuration; its errors are the caller's.
 	Policy  func(Network) (egress.Policy, error)
 	Seed    identity.Seed
@@ -147,6 +150,7 @@ type Manager struct {
 	wake  chan struct{} // the earliest deadline changed
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
+	started   time.Time
 
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
@@ -154,6 +158,7 @@ type Manager struct {
 	dormant   map[ID]Dormant
 	deadlines deadlines
 	running   int
+	held      []snapshot.ID // artifacts in use that no record refers to
 }
 
 // New returns a Manager that starts nothing; Run does.
@@ -173,6 +178,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		slots:     make(chan struct{}, cfg.ConcurrentCreates),
 		wake:      make(chan struct{}, 1),
 		recovered: make(chan struct{}),
+		started:   time.Now(),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
 	}, nil

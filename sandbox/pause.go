@@ -23,6 +23,10 @@ const (
 	// artifactAge is how old an artifact that no record refers to must be
 	// before it is collected: one that is being made is younger.
 	artifactAge = 10 * time.Minute
+	// leftoverMargin is how much older than this process an artifact without a
+	// record must be to be taken for an earlier one's: a file system's clock may
+	// lag.
+	leftoverMargin = time.Second
 )
 
 // pausedError says that a sandbox has no box because it is paused.
@@ -55,11 +59,14 @@ func (m *Manager) Pause(ctx context.Context, who identity.Principal, id ID, k sn
 		return err
 	}
 	m.mu.Lock()
-	was := e.phase
-	if was == live {
+	was, copying := e.phase, e.copying
+	if was == live && !copying {
 		m.beginSave(e)
 	}
 	m.mu.Unlock()
+	if was == live && copying {
+		return errCopying(id)
+	}
 	switch was {
 	case live:
 		return m.save(ctx, e, k, who.KeyID, "")
@@ -302,8 +309,23 @@ func (m *Manager) collectArtifacts(ctx context.Context) {
 			used[sb.Saved.ID] = true
 		}
 	}
+	if m.deps.Snapshots != nil {
+		of, err := m.deps.Snapshots.Artifacts(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				m.log.ErrorContext(ctx, "artifacts of snapshots cannot be read", slog.Any("error", err))
+			}
+			return
+		}
+		for _, id := range of {
+			used[id] = true
+		}
+	}
 	for _, s := range stored {
-		if !used[s.ID] && time.Since(s.ChangedAt) > artifactAge {
+		if used[s.ID] || m.isHeld(s.ID) {
+			continue
+		}
+		if leftover := s.ChangedAt.Before(m.started.Add(-leftoverMargin)); leftover || time.Since(s.ChangedAt) > artifactAge {
 			m.deleteArtifact(ctx, s.ID)
 		}
 	}

@@ -191,6 +191,9 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
 	}
+	if err := m.identify(ctx, sb, box); err != nil {
+		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
+	}
 	if sb.State == Pausing {
 		if sb, err = m.unpause(ctx, sb, box); err != nil {
 			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))

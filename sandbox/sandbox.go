@@ -65,7 +65,9 @@ type Sandbox struct {
 	// working directory), encrypted under the installation's seed.
 	Sealed string
 	// Saved is the artifact of a Paused or Resuming sandbox, else nil.
-	Saved   *snapshot.Artifact
+	Saved *snapshot.Artifact
+	// Origin says of what it is a copy; Parent is the snapshot's artifact.
+	Origin  Origin
 	Version int64
 }
 
@@ -186,6 +188,9 @@ type Live struct {
 	// Gone is closed the moment the sandbox is marked gone, before its
 	// processes die: streams must then be broken, not ended (decisions.md 29).
 	Gone <-chan struct{}
+	// Settled is nil, or closed when a sandbox that stands still to be saved
+	// goes on; new traffic waits for it.
+	Settled func() <-chan struct{}
 	// Route reaches a port inside.
 	Route func(ctx context.Context, port uint16) (provider.Route, error)
 }

@@ -100,7 +100,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
 	}, sandbox.Deps{
-		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
+		Store: n.home.store, Snapshots: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },
