@@ -21,6 +21,7 @@ import (
 // connection.
 func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Live, to target) {
 	b := h.boxOf(live)
+	await(r.Context(), live)
 	start := time.Now()
 	kind := "port"
 	if to.port == agentPort {

@@ -386,12 +386,13 @@ func (x *box) Init(_ context.Context, in control.Init) error {
 	x.init = in
 	return nil
 }
+
 func (x *box) Health() control.Health {
 	x.host.mu.Lock()
 	defer x.host.mu.Unlock()
 	return control.Health{Ready: x.init.AccessToken != ""}
 }
-func (x *box) Freeze()                {}
+func (x *box) Freeze() {}
 func (x *box) Dial(context.Context, uint16) (control.Ticket, error) {
 	return control.Ticket{}, control.ErrRefused
 }
