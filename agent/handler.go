@@ -67,6 +67,9 @@ func (a *Agent) authorize(next http.Handler) http.Handler {
 			return
 		}
 		if signable(r) || a.sess.TokenIs(r.Header.Get(tokenHeader)) {
+			if !signable(r) {
+				r.Header.Del(tokenHeader) // a stream would keep it for long
+			}
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -126,25 +126,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// await waits while a sandbox stands still to be saved: its agent then knows no
-// token, and closes idle connections.
-func await(ctx context.Context, live *sandbox.Live) {
-	if live.Settled == nil {
-		return
-	}
-	settled := live.Settled()
-	if settled == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, transitLimit)
-	defer cancel()
-	select {
-	case <-settled:
-	case <-live.Gone:
-	case <-ctx.Done():
-	}
-}
-
 // serve sends a request to the sandbox that it names.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, to target) {
 	if to.port == agentPort && isControlRoute(r.URL.Path) {

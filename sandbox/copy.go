@@ -15,6 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// drainLimit is how long a checkpoint waits for requests to be answered that
+// are under way.
+const drainLimit = 250 * time.Millisecond
+
 // copied is a checkpoint of a sandbox that runs on. Until release the sweep
 // leaves the artifact alone.
 type copied struct {
@@ -81,19 +85,23 @@ func (m *Manager) checkpoint(ctx context.Context, e *entry) (*copied, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
+	m.mu.RLock()
 	box, running := e.box, e.phase == live
-	if running {
-		e.settled = make(chan struct{})
-		defer m.settle(e)
-	}
-	m.mu.Unlock()
+	m.mu.RUnlock()
 	if !running {
 		return nil, notFound(e.id)
 	}
 	saver, ok := box.(provider.Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("box cannot be saved: %w", errdefs.ErrNotImplemented)
+	}
+	m.listLeftovers(ctx)
+	defer e.gate.open()
+	select {
+	case <-e.gate.close():
+	case <-time.After(drainLimit): // what takes that long has long arrived
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	began := time.Now()
 	a, err := saver.Snapshot(ctx, snapshot.Memory, m.deps.Vault)
@@ -146,19 +154,40 @@ func (m *Manager) identify(ctx context.Context, sb Sandbox, box provider.Box) er
 	return m.initAgent(ctx, sb, box)
 }
 
-// settle ends the wait of new traffic for a checkpoint.
-func (m *Manager) settle(e *entry) {
+// listLeftovers notes, once and before this process saves anything, which
+// artifacts an earlier one left: of those the sweep deletes at once what no
+// record refers to. If they cannot be listed they are only deleted later.
+func (m *Manager) listLeftovers(ctx context.Context) {
+	m.mu.RLock()
+	known := m.leftovers != nil
+	m.mu.RUnlock()
+	if known || m.deps.Vault == nil {
+		return
+	}
+	stored, err := m.deps.Vault.List(ctx)
+	if err != nil {
+		m.log.WarnContext(ctx, "artifacts cannot be listed", slog.Any("error", err))
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	close(e.settled)
-	e.settled = nil
+	if m.leftovers != nil {
+		return
+	}
+	m.leftovers = map[snapshot.ID]bool{}
+	for _, s := range stored {
+		m.leftovers[s.ID] = true
+	}
 }
 
-// settledOf is Live.Settled.
-func (m *Manager) settledOf(e *entry) <-chan struct{} {
+// mayCollect says whether an artifact that no record refers to is not one that
+// is being made or used.
+func (m *Manager) mayCollect(s snapshot.Stored) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return e.settled
+	if slices.Contains(m.held, s.ID) {
+		return false
+	}
+	return m.leftovers[s.ID] || time.Since(s.ChangedAt) > artifactAge
 }
 
 // hold keeps the sweep from an artifact that no record refers to yet.
@@ -174,10 +203,4 @@ func (m *Manager) unhold(id snapshot.ID) {
 	if i := slices.Index(m.held, id); i >= 0 {
 		m.held = slices.Delete(m.held, i, i+1)
 	}
-}
-
-func (m *Manager) isHeld(id snapshot.ID) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return slices.Contains(m.held, id)
 }

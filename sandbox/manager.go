@@ -150,7 +150,6 @@ type Manager struct {
 	wake  chan struct{} // the earliest deadline changed
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
-	started   time.Time
 
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
@@ -159,6 +158,7 @@ type Manager struct {
 	deadlines deadlines
 	running   int
 	held      []snapshot.ID // artifacts in use that no record refers to
+	leftovers map[snapshot.ID]bool
 }
 
 // New returns a Manager that starts nothing; Run does.
@@ -178,7 +178,6 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		slots:     make(chan struct{}, cfg.ConcurrentCreates),
 		wake:      make(chan struct{}, 1),
 		recovered: make(chan struct{}),
-		started:   time.Now(),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
 	}, nil

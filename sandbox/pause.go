@@ -23,10 +23,6 @@ const (
 	// artifactAge is how old an artifact that no record refers to must be
 	// before it is collected: one that is being made is younger.
 	artifactAge = 10 * time.Minute
-	// leftoverMargin is how much older than this process an artifact without a
-	// record must be to be taken for an earlier one's: a file system's clock may
-	// lag.
-	leftoverMargin = time.Second
 )
 
 // pausedError says that a sandbox has no box because it is paused.
@@ -177,6 +173,7 @@ func (m *Manager) saveBox(ctx context.Context, e *entry, k snapshot.Kind, by, wh
 	if err != nil {
 		return a, err
 	}
+	m.listLeftovers(ctx)
 	if a, err = box.Snapshot(ctx, k, m.deps.Vault); err != nil {
 		return a, because(ctx, fmt.Errorf("save box: %w", err))
 	}
@@ -322,10 +319,7 @@ func (m *Manager) collectArtifacts(ctx context.Context) {
 		}
 	}
 	for _, s := range stored {
-		if used[s.ID] || m.isHeld(s.ID) {
-			continue
-		}
-		if leftover := s.ChangedAt.Before(m.started.Add(-leftoverMargin)); leftover || time.Since(s.ChangedAt) > artifactAge {
+		if !used[s.ID] && m.mayCollect(s) {
 			m.deleteArtifact(ctx, s.ID)
 		}
 	}

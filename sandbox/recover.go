@@ -29,6 +29,7 @@ const (
 func (m *Manager) Run(ctx context.Context) error {
 	return m.tasks.run(ctx, func(ctx context.Context) error {
 		m.tasks.add(m.reap)
+		m.listLeftovers(ctx)
 		if err := m.adoptAll(ctx); err != nil {
 			return fmt.Errorf("recover sandboxes: %w", err)
 		}

@@ -188,9 +188,10 @@ type Live struct {
 	// Gone is closed the moment the sandbox is marked gone, before its
 	// processes die: streams must then be broken, not ended (decisions.md 29).
 	Gone <-chan struct{}
-	// Settled is nil, or closed when a sandbox that stands still to be saved
-	// goes on; new traffic waits for it.
-	Settled func() <-chan struct{}
+	// Enter waits while the sandbox stands still to be saved, or until ctx or
+	// Gone ends; a new request calls it first, and what it returns once when its
+	// answer begins. Nil means that there is nothing to wait for.
+	Enter func(ctx context.Context) (leave func())
 	// Route reaches a port inside.
 	Route func(ctx context.Context, port uint16) (provider.Route, error)
 }

@@ -247,20 +247,22 @@ func TestMeanwhile(t *testing.T) {
 			p := w.boot(t, testConfig()).run(t)
 			src := pausable(t, p, nil)
 			before, _ := p.Live(src.ID)
-			var settled <-chan struct{}
+			entered := make(chan struct{})
 			w.boxes.saving = func(context.Context, provider.Spec) error {
-				settled = before.Settled()
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+				defer cancel()
+				before.Enter(ctx)()
+				if ctx.Err() == nil {
+					t.Error("new traffic does not wait")
+				}
+				go func() { defer close(entered); before.Enter(context.WithoutCancel(t.Context()))() }()
 				if err := during(t, p, src.ID); !errdefs.IsConflict(err) {
 					t.Errorf("meanwhile = %v, want conflict", err)
 				}
 				return nil
 			}
 			save(t, p, src.ID, "")
-			select {
-			case <-settled:
-			default:
-				t.Error("new traffic was not told to wait, or waits for ever")
-			}
+			<-entered
 			runsOn(t, p, before)
 		})
 	}
