@@ -87,6 +87,15 @@ func (t templates) Resolve(ctx context.Context, team identity.TeamID, ref string
 	return found, b, err
 }
 
+func (t templates) Find(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Reference, error) {
+	r, err := template.ParseReference(ref)
+	if err != nil {
+		return template.Template{}, r, err
+	}
+	found, err := t.GetTemplate(ctx, team, r.Name)
+	return found, r, err
+}
+
 func (t templates) List(ctx context.Context, team identity.TeamID) ([]template.Template, error) {
 	return t.ListTemplates(ctx, team)
 }

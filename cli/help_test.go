@@ -19,7 +19,8 @@ var commands = []string{
 	"", "run", "serve", "init", "doctor", "config", "version", "key", "key create", "key list", "key revoke",
 	"sandbox", "sandbox create", "sandbox list", "sandbox status", "sandbox run", "sandbox exec", "sandbox shell",
 	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox stop", "template", "template build", "template list",
-	"template delete", "egress", "egress check", "egress allow",
+	"template delete", "egress", "egress check", "egress allow", "sandbox snapshot", "sandbox fork", "sandbox tree",
+	"snapshot", "snapshot list", "snapshot delete",
 }
 
 // TestHelp compares every help text with its golden file.

@@ -51,6 +51,8 @@ type Sandbox struct {
 	StartedAt time.Time         `json:"startedAt,omitzero"`
 	EndsAt    time.Time         `json:"endsAt,omitzero"`
 	EndedAt   time.Time         `json:"endedAt,omitzero"`
+	// Origin is of what it is a copy; nil for one that started fresh.
+	Origin *Origin `json:"origin,omitempty"`
 	// AgentToken is set on a running sandbox from Create and Get, not in
 	// lists; it opens commands and files.
 	AgentToken string `json:"agentToken,omitempty"`

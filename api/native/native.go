@@ -38,6 +38,10 @@ type Sandboxes interface {
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
 	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
 	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
+	Snapshot(ctx context.Context, who identity.Principal, id sandbox.ID, name string) (template.Snapshot, error)
+	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
+	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
+	Fork(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration) ([]sandbox.Forked, error)
 	Lookup
 }
 
@@ -66,6 +70,7 @@ type Templates interface {
 	List(ctx context.Context, team identity.TeamID) ([]template.Template, error)
 	Builds(ctx context.Context, team identity.TeamID, ref string) ([]template.Build, error)
 	Delete(ctx context.Context, team identity.TeamID, ref string) error
+	Find(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Reference, error)
 }
 
 // Limits are shown by status.

@@ -36,10 +36,12 @@ type Stub struct {
 	key  string
 	http *httptest.Server
 
-	mu    sync.Mutex // guards boxes, keys, bare
+	mu    sync.Mutex // guards boxes, keys, bare, snapshots
 	boxes map[string]*box
 	keys  []client.Key
 	bare  bool // no template is built
+
+	snapshots []client.Snapshot
 }
 
 type box struct {
@@ -161,6 +163,7 @@ func (s *Stub) handler() http.Handler {
 	}))
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}/egress", s.one(func(w http.ResponseWriter, r *http.Request, b *box) { rows(w, r, "flow", b.flows) }))
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}/events", s.one(func(w http.ResponseWriter, r *http.Request, b *box) { rows(w, r, "audit", b.events) }))
+	s.snapshotRoutes(mux, v1)
 	mux.HandleFunc(v1+"/keys", s.keysRoute)
 	mux.HandleFunc("DELETE "+v1+"/keys/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -255,8 +258,9 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	bare := s.bare
+	snap, saved := s.snapshot(body.Template)
 	s.mu.Unlock()
-	if bare || (body.Template != "" && body.Template != "base") {
+	if bare || (!saved && body.Template != "" && body.Template != "base") {
 		message := fmt.Sprintf("template %q doesn't exist", body.Template)
 		if name := cmp.Or(body.Template, "base"); name == "base" {
 			message = `template "base" is not built: run "caisson init" on the server, with its --data`
@@ -271,6 +275,10 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 		Egress: client.EgressPolicy{Default: "deny"}, CreatedAt: now, StartedAt: now,
 		EndsAt: now.Add(time.Duration(body.TimeoutSeconds) * time.Second), AgentToken: strings.ToLower(rand.Text()),
 		Resources: client.Resources{MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 1024},
+	}
+	if saved {
+		sb.Template, sb.TemplateName, sb.BuildID = snap.Template, snap.Name, snap.BuildID
+		sb.Origin = &client.Origin{Sandbox: snap.Sandbox, Snapshot: snap.ID}
 	}
 	b, err := s.start(sb, body.Env)
 	if err != nil {
