@@ -137,7 +137,7 @@ func start(t *testing.T, o settings) *stack {
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 	}, sandbox.Deps{
-		Store: s.store, Templates: templates{s.store}, Provider: boxes, Guard: gate{},
+		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: boxes, Guard: gate{},
 		Policy: policy, Seed: identity.NewSeed(), Log: log,
 	})
 	if err != nil {

@@ -177,6 +177,9 @@ func (m *Manager) recordSnapshot(ctx context.Context, who identity.Principal, sn
 }
 
 func (m *Manager) deleteArtifacts(ctx context.Context, ids []snapshot.ID) {
+	if m.deps.Vault == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), artifactDeletion)
 	defer cancel()
 	for _, id := range ids {

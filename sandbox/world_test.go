@@ -517,6 +517,11 @@ func (o *openBox) Wait(ctx context.Context) (provider.Exit, error) {
 	case <-o.ended:
 		return o.exit, nil
 	case <-ctx.Done():
+	}
+	select { // an end that was there before wins
+	case <-o.ended:
+		return o.exit, nil
+	default:
 		return provider.Exit{}, ctx.Err()
 	}
 }

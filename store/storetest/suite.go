@@ -38,6 +38,8 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"flow log flood":      flowLogFlood,
 		"templates":           templates,
 		"template deletion":   templateDeletion,
+		"snapshots":           snapshots,
+		"snapshot deletion":   snapshotDeletion,
 		"keys":                keys,
 		"teams":               teams,
 		"metadata":            metadata,
