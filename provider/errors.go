@@ -5,10 +5,6 @@ import "errors"
 // ErrPortClosed says that the box runs and nothing listens on the port.
 var ErrPortClosed = errors.New("port is not open in the sandbox")
 
-// ErrOtherEngine says that saved state is that of another engine version, which
-// this one cannot restore.
-var ErrOtherEngine = errors.New("saved by another engine")
-
 // ErrUnenforceable says that a requested limit or control cannot be enforced
 // on this host; the text around it names which and what to do.
 var ErrUnenforceable = errors.New("cannot be enforced on this host")

@@ -314,8 +314,8 @@ func (m *Manager) collectArtifacts(ctx context.Context) {
 			}
 			return
 		}
-		for _, id := range of {
-			used[id] = true
+		for _, a := range of {
+			used[a.ID] = true
 		}
 	}
 	for _, s := range stored {

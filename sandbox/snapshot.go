@@ -34,7 +34,7 @@ type Snapshots interface {
 	// errdefs.ErrFailedPrecondition while live sandboxes are based on it.
 	DeleteSnapshot(ctx context.Context, id template.ID, tag, actor string) (released []snapshot.ID, err error)
 	// Artifacts returns those of builds that have a tag or a live sandbox.
-	Artifacts(ctx context.Context) ([]snapshot.ID, error)
+	Artifacts(ctx context.Context) ([]snapshot.Artifact, error)
 	// CopyNames is egress.NameStore's.
 	CopyNames(ctx context.Context, from, to string) error
 	GetTemplate(ctx context.Context, team identity.TeamID, ref string) (template.Template, error)
@@ -168,7 +168,7 @@ func (m *Manager) recordSnapshot(ctx context.Context, who identity.Principal, sn
 	after := context.WithoutCancel(ctx)
 	switch used, lerr := m.deps.Snapshots.Artifacts(after); {
 	case lerr != nil:
-	case slices.Contains(used, c.artifact.ID):
+	case slices.Contains(used, c.artifact):
 		return snap, nil
 	default:
 		m.deleteArtifact(after, c.artifact.ID)
@@ -301,10 +301,10 @@ func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spe
 		return nil, fmt.Errorf("provider %s cannot restore: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
 	}
 	box, err := restorer.Restore(ctx, spec, *c.from, m.deps.Vault)
-	if errors.Is(err, provider.ErrOtherEngine) {
+	if errors.Is(err, snapshot.ErrOtherEngine) {
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
-			"%s; start a sandbox from a template and save it again, or run the caisson version that saved it", apierr.Text(err)).
-			WithCode("snapshot_engine_mismatch").WithCause(err)
+			"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
+			WithCode("engine_mismatch").WithCause(err)
 	}
 	return box, err
 }

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
@@ -395,5 +396,22 @@ func TestCrashAtEveryStepOfSnapshot(t *testing.T) {
 		if done || t.Failed() {
 			return
 		}
+	}
+}
+
+func TestSnapshotOfAnotherEngine(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	src := pausable(t, p, nil)
+	snap := save(t, p, src.ID, "")
+	w.boxes.creating = func(context.Context, provider.Spec) error { return snapshot.ErrOtherEngine }
+	_, err := p.Create(t.Context(), alice, startFrom(snap.Reference()))
+	e, ok := errors.AsType[*apierr.Error](err)
+	if !ok || !errdefs.IsFailedPrecondition(err) || e.Code != "engine_mismatch" || !strings.Contains(e.Message, "make it again") {
+		t.Errorf("Create() = %v, want one that says what to do", err)
+	}
+	if len(w.boxes.ids()) != 1 || !slices.Equal(w.vault.ids(), w.recorded(t)) {
+		t.Errorf("boxes %v, artifacts %v are left", w.boxes.ids(), w.vault.ids())
 	}
 }

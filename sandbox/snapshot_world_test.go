@@ -33,7 +33,7 @@ func (s faultyStore) CopyNames(ctx context.Context, from, to string) error {
 	return s.Store.CopyNames(ctx, from, to)
 }
 
-func (s faultyStore) Artifacts(ctx context.Context) ([]snapshot.ID, error) {
+func (s faultyStore) Artifacts(ctx context.Context) ([]snapshot.Artifact, error) {
 	if s.p.dead.Load() {
 		return nil, errDead
 	}
@@ -43,9 +43,13 @@ func (s faultyStore) Artifacts(ctx context.Context) ([]snapshot.ID, error) {
 // recorded returns the artifacts that records refer to, sorted.
 func (w *world) recorded(t testing.TB) []snapshot.ID {
 	t.Helper()
-	ids, err := w.db.Artifacts(t.Context())
+	all, err := w.db.Artifacts(t.Context())
 	if err != nil {
 		t.Fatal(err)
+	}
+	var ids []snapshot.ID
+	for _, a := range all {
+		ids = append(ids, a.ID)
 	}
 	slices.Sort(ids)
 	return ids

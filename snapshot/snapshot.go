@@ -4,9 +4,16 @@ package snapshot
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
+
+// ErrOtherEngine says that an artifact was saved by an engine or agent whose
+// state this one cannot take up; an errdefs.ErrFailedPrecondition.
+var ErrOtherEngine = fmt.Errorf("another engine is needed: %w", errdefs.ErrFailedPrecondition)
 
 // ID names one snapshot; lower-case letters and digits.
 type ID string

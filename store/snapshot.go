@@ -235,17 +235,17 @@ func deleteTag(ctx context.Context, q *db.Queries, tag db.TemplateTag, actor str
 }
 
 // Artifacts implements sandbox.Snapshots.
-func (s *Store) Artifacts(ctx context.Context) ([]snapshot.ID, error) {
+func (s *Store) Artifacts(ctx context.Context) ([]snapshot.Artifact, error) {
 	rows, err := s.rq.ReferredArtifacts(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read artifacts of builds: %w", err)
 	}
 	var p packer
-	ids := make([]snapshot.ID, 0, len(rows))
+	all := make([]snapshot.Artifact, 0, len(rows))
 	for _, row := range rows {
 		var a snapshot.Artifact
 		p.parse(row, &a)
-		ids = append(ids, a.ID)
+		all = append(all, a)
 	}
-	return ids, p.err
+	return all, p.err
 }

@@ -137,8 +137,8 @@ func (v vault) Delete(_ context.Context, id snapshot.ID) error {
 	return os.RemoveAll(filepath.Join(string(v), string(id)))
 }
 
-func (vault) Export(context.Context, snapshot.ID, io.Writer) error { return fs.ErrInvalid }
+func (vault) Sync(context.Context, snapshot.ID) error { return nil }
 
-func (vault) Import(context.Context, io.Reader) (snapshot.Artifact, error) {
-	return snapshot.Artifact{}, fs.ErrInvalid
-}
+func (vault) List(context.Context) ([]snapshot.Stored, error) { return nil, fs.ErrInvalid }
+
+func (vault) Export(context.Context, snapshot.Artifact, io.Writer) error { return fs.ErrInvalid }

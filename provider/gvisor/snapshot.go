@@ -133,7 +133,7 @@ func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.A
 }
 
 func (p *Provider) otherABI(a snapshot.Artifact) error {
-	return fmt.Errorf("restore: the snapshot was %w, %s, and this is %s: %w", provider.ErrOtherEngine, a.ABI, p.abi, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("restore: it was saved by engine %s, this is %s: %w", a.ABI, p.abi, snapshot.ErrOtherEngine)
 }
 
 // gvisorABI is the part of an ABI that the saved files depend on: a new agent

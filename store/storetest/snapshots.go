@@ -43,7 +43,11 @@ func put(t *testing.T, s *store.Store, snap template.Snapshot) []snapshot.ID {
 
 func wantArtifacts(t *testing.T, s *store.Store, want ...snapshot.ID) {
 	t.Helper()
-	got, err := s.Artifacts(t.Context())
+	all, err := s.Artifacts(t.Context())
+	var got []snapshot.ID
+	for _, a := range all {
+		got = append(got, a.ID)
+	}
 	slices.Sort(got)
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("Artifacts() = %v, %v, want %v", got, err, want)
