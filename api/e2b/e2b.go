@@ -35,11 +35,16 @@ type Sandboxes interface {
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
 	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
 	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
+	Copies
+	Lookup
+}
+
+// Copies saves and forks running sandboxes.
+type Copies interface {
 	Snapshot(ctx context.Context, who identity.Principal, id sandbox.ID, name string) (template.Snapshot, error)
 	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
 	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
 	Fork(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration) ([]sandbox.Forked, error)
-	Lookup
 }
 
 // Lookup finds sandboxes without a query.
