@@ -36,14 +36,14 @@ type Sandboxes interface {
 	Extend(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (sandbox.Sandbox, error)
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
-	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
-	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
-	Copies
+	Saver
 	Lookup
 }
 
-// Copies saves and forks running sandboxes.
-type Copies interface {
+// Saver pauses and resumes sandboxes, and makes snapshots and forks of them.
+type Saver interface {
+	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
+	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
 	Snapshot(ctx context.Context, who identity.Principal, id sandbox.ID, name string) (template.Snapshot, error)
 	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
 	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
