@@ -17,6 +17,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -244,7 +246,9 @@ func (a *Agent) Health() control.Health {
 	return control.Health{Version: version.Envd, Ready: a.sess.Ready(), Processes: a.procs.Count()}
 }
 
-// Freeze implements control.Handler.
+// Freeze implements control.Handler. What held the token and the variables is
+// collected, and overwritten where the runtime is told to (GODEBUG
+// clobberfree=1); requests that are being served may still have theirs.
 func (a *Agent) Freeze() {
 	a.initMu.Lock()
 	defer a.initMu.Unlock()
@@ -252,6 +256,9 @@ func (a *Agent) Freeze() {
 	a.prepared = control.Init{}
 	a.forward.Forget()
 	a.idle.close()
+	// Twice, because pools keep their buffers over one collection.
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // Dial implements control.Handler.

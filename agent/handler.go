@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"math"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -14,6 +16,9 @@ import (
 
 // maxMessage bounds one RPC message from a client, decompressed.
 const maxMessage = 32 << 20
+
+// rebindLimit is how long a request waits for an identity that was dropped.
+const rebindLimit = 30 * time.Second
 
 const (
 	timeoutHeader = "Connect-Timeout-Ms"
@@ -57,16 +62,30 @@ func (a *Agent) handler() http.Handler {
 // its token. GET and POST /files judge tokens and signatures themselves.
 func (a *Agent) authorize(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !a.sess.Ready() {
+		if !a.ready(r) {
 			fail(w, http.StatusServiceUnavailable, "sandbox has no identity yet")
 			return
 		}
 		if signable(r) || a.sess.TokenIs(r.Header.Get(tokenHeader)) {
+			if !signable(r) {
+				r.Header.Del(tokenHeader) // a stream would keep it for long
+			}
 			next.ServeHTTP(w, r)
 			return
 		}
 		fail(w, http.StatusUnauthorized, "missing or wrong access token")
 	})
+}
+
+// ready waits out a checkpoint of the sandbox, before which the agent forgets
+// who it is: the sandbox may run on afterwards.
+func (a *Agent) ready(r *http.Request) bool {
+	if a.sess.Ready() {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), rebindLimit)
+	defer cancel()
+	return a.sess.Await(ctx)
 }
 
 func signable(r *http.Request) bool {

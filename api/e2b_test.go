@@ -439,9 +439,6 @@ func TestWhatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{})
 	for _, call := range [][2]string{
-		{"POST", "/sandboxes/ix/fork"},
-		{"POST", "/sandboxes/ix/snapshots"},
-		{"GET", "/snapshots"},
 		{"POST", "/v3/templates"},
 		{"POST", "/templates/tags"},
 		{"GET", "/volumes"},

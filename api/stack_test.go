@@ -56,6 +56,8 @@ type settings struct {
 	egressDefault           egress.Verdict
 	maxPerTeam              int
 	pool                    native.Pool
+	// savesNothing is a provider that cannot pause or copy.
+	savesNothing bool
 }
 
 // gate is a guard that lets nothing through; what policies do is tested in
@@ -88,6 +90,15 @@ func (t templates) Resolve(ctx context.Context, team identity.TeamID, ref string
 	b.User = "" // the agent runs in this process, on this host's accounts
 	b.Workdir = ""
 	return found, b, err
+}
+
+func (t templates) Find(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Reference, error) {
+	r, err := template.ParseReference(ref)
+	if err != nil {
+		return template.Template{}, r, err
+	}
+	found, err := t.GetTemplate(ctx, team, r.Name)
+	return found, r, err
 }
 
 func (t templates) List(ctx context.Context, team identity.TeamID) ([]template.Template, error) {
@@ -136,10 +147,14 @@ func start(t *testing.T, o settings) *stack {
 		t.Fatal(err)
 	}
 	defaults := provider.Resources{MemoryMiB: 512, CPUs: 1, DiskMiB: 1024, Processes: 64}
+	var prov provider.Provider = keeper{boxes}
+	if o.savesNothing {
+		prov = boxes
+	}
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 	}, sandbox.Deps{
-		Store: s.store, Templates: templates{s.store}, Provider: keeper{boxes}, Guard: gate{}, Vault: vault,
+		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), Log: log,
 	})
 	if err != nil {

@@ -182,7 +182,7 @@ caisson run --data ./data -- python3 -c 'print(6 * 7)'`,
 			root.AddCommand(c)
 		}
 	}
-	add("use", s.runCommand(), s.sandboxCommand(), s.templateCommand(), s.egressGroup())
+	add("use", s.runCommand(), s.sandboxCommand(), s.templateCommand(), s.snapshotCommand(), s.egressGroup())
 	add("operate", s.serveCommand(), s.initCommand(), s.doctorCommand(), s.configCommand(), s.poolCommand(), s.keyCommand(), s.usageCommand(), s.versionCommand())
 	for _, c := range []*cobra.Command{s.execCommand(), s.shellCommand(), s.copyCommand(), s.listCommand()} {
 		c.Hidden = true

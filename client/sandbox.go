@@ -56,6 +56,8 @@ type Sandbox struct {
 	EndedAt  time.Time `json:"endedAt,omitzero"`
 	PausedAt time.Time `json:"pausedAt,omitzero"`
 	Saved    *Saved    `json:"saved,omitempty"`
+	// Origin is of what it is a copy; nil for one that started fresh.
+	Origin *Origin `json:"origin,omitempty"`
 	// AgentToken is set, from Create and Get and not in lists, on a sandbox
 	// that can be reached: it runs, or it is paused and traffic wakes it. It
 	// opens commands and files.

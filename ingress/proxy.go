@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"mime"
@@ -21,6 +22,8 @@ import (
 // connection.
 func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Live, to target) {
 	b := h.boxOf(live)
+	answered := enter(r.Context(), live)
+	defer answered()
 	start := time.Now()
 	kind := "port"
 	if to.port == agentPort {
@@ -34,6 +37,7 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		BufferPool:    buffers{},
 		Rewrite:       func(pr *httputil.ProxyRequest) { rewrite(pr, live, to) },
 		ModifyResponse: func(resp *http.Response) error {
+			answered()
 			h.observe(kind, resp.StatusCode, time.Since(start))
 			if resp.StatusCode != http.StatusSwitchingProtocols {
 				body.Answer(resp.Header)
@@ -65,6 +69,17 @@ func (h *Handler) proxy(w http.ResponseWriter, r *http.Request, live *sandbox.Li
 		panic(v)
 	}()
 	p.ServeHTTP(w, r)
+}
+
+// enter waits while a sandbox stands still to be saved: its agent then knows no
+// token, and closes idle connections. What it returns may be called twice.
+func enter(ctx context.Context, live *sandbox.Live) (answered func()) {
+	if live.Enter == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(ctx, transitLimit)
+	defer cancel()
+	return sync.OnceFunc(live.Enter(ctx))
 }
 
 // rewrite turns the client's request into the guest's.

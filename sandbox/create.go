@@ -16,6 +16,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/undo"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 )
@@ -35,6 +36,12 @@ type creation struct {
 	warm  provider.Box
 	undo  undo.Stack
 	stage string
+	// from is the saved state to start with, nil for a fresh start; names is
+	// under which id egress keeps the names that it knows.
+	from  *snapshot.Artifact
+	names string
+	// created is the event of the record.
+	created audit.Event
 }
 
 // Create makes a sandbox and returns when its agent answers. On an error nothing
@@ -42,26 +49,39 @@ type creation struct {
 // or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
 // team's limit is ErrResourceExhausted.
 func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
-	sb, err := m.create(ctx, who, r, true)
+	c, err := m.planned(ctx, who, r, true)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	sb, err := m.launch(ctx, c)
 	if errors.Is(err, errStale) && ctx.Err() == nil {
-		return m.create(ctx, who, r, false)
+		if c, err = m.planned(ctx, who, r, false); err != nil {
+			return Sandbox{}, err
+		}
+		return m.launch(ctx, c)
 	}
 	return sb, err
 }
 
-func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRequest, warm bool) (Sandbox, error) {
-	began := time.Now()
+// planned is plan with the id settled: that of a warm box, where there is one.
+func (m *Manager) planned(ctx context.Context, who identity.Principal, r CreateRequest, warm bool) (*creation, error) {
 	c, err := m.plan(ctx, who, r)
 	if err != nil {
-		return Sandbox{}, err
+		return nil, err
 	}
-	if warm {
+	if warm && c.from == nil {
 		m.takeWarm(c)
 	}
 	if c.sb.Sealed, err = m.seal(c.sb.ID, guestOf(m.cfg, c.build, r)); err != nil {
 		m.putBack(c)
-		return Sandbox{}, err
+		return nil, err
 	}
+	return c, nil
+}
+
+// launch makes what was planned.
+func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
+	began := time.Now()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	c.entry = newEntry(c.sb.ID, c.sb.Team, abort)
@@ -70,7 +90,7 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 	m.mu.Unlock()
 
 	c.stage = StageAdmit
-	if err = m.insert(ctx, c); err != nil {
+	if err := m.insert(ctx, c); err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
 		m.putBack(c)
@@ -105,10 +125,7 @@ func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRe
 // beginning, which saves a write: a server that dies before the agent has its
 // identity leaves it to the one that takes over.
 func (m *Manager) insert(ctx context.Context, c *creation) error {
-	events := []audit.Event{{
-		Type: "sandbox.created", At: c.sb.CreatedAt, Actor: c.who.KeyID,
-		Fields: map[string]string{"template": string(c.sb.Template), "build": string(c.sb.Build)},
-	}}
+	events := []audit.Event{c.created}
 	if c.warm != nil {
 		now := clock()
 		c.sb.State, c.sb.Handle = Running, c.warm.Handle()
@@ -133,7 +150,10 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err != nil {
 		return nil, err
 	}
-	res, err := m.cfg.resources(r.Resources, build.Resources)
+	if build, err = m.opened(build); err != nil {
+		return nil, err
+	}
+	res, err := m.resources(r.Resources, build)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +198,12 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if len(tmpl.Names) > 0 {
 		sb.Alias = tmpl.Names[0]
 	}
-	return &creation{who: who, req: r, tmpl: tmpl, build: build, sb: sb}, nil
+	c := &creation{who: who, req: r, tmpl: tmpl, build: build, sb: sb, created: audit.Event{
+		Type: "sandbox.created", At: now, Actor: who.KeyID,
+		Fields: map[string]string{"template": string(sb.Template), "build": string(sb.Build)},
+	}}
+	c.descend()
+	return c, nil
 }
 
 // start takes the steps from an admitted record to a Running one; what it did
@@ -200,6 +225,9 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	}
 
 	c.stage = StageAttach
+	if err := m.inherit(ctx, c); err != nil {
+		return nil, err
+	}
 	// Before the step, for once: an Attach that fails late may have attached.
 	c.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, id) })
 	if c.warm != nil {
@@ -244,7 +272,13 @@ func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachm
 		return m.claim(ctx, c, provider.Identity{SandboxID: spec.SandboxID, Labels: spec.Labels, Egress: att})
 	}
 	spec.Deadline = clock().Add(c.req.Timeout + m.cfg.CreateTimeout + m.graceAt(endOf(c.sb)))
-	box, err := m.deps.Provider.Create(ctx, spec)
+	var box provider.Box
+	var err error
+	if c.from != nil {
+		box, err = m.restoreBox(ctx, c, spec)
+	} else {
+		box, err = m.deps.Provider.Create(ctx, spec)
+	}
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))
 	}

@@ -37,6 +37,9 @@ type entry struct {
 	// abort ends a create or take-over in progress.
 	abort context.CancelCauseFunc
 
+	// gate is what new traffic passes.
+	gate gate
+
 	// Guarded by Manager.mu:
 	phase  phase
 	box    provider.Box
@@ -52,6 +55,8 @@ type entry struct {
 	// stuck says that an end was begun and not finished, and that nobody is at
 	// it; the sweep will try again.
 	stuck bool
+	// copying says that a snapshot or a fork is being made of it.
+	copying bool
 	// missed counts sweeps in a row in which the provider did not list the box.
 	missed int
 	// budget is the sandbox's; warned that its near end was told; retryBudget
@@ -218,6 +223,7 @@ func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 		MaskRequestHost: sb.Network.MaskRequestHost,
 		Gone:            e.gone,
 		Route:           box.Route,
+		Enter:           func(ctx context.Context) func() { return e.gate.enter(ctx, e.gone) },
 	}
 	select {
 	case <-e.ready:

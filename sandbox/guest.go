@@ -25,12 +25,15 @@ func guestOf(cfg Config, build template.Build, r CreateRequest) guest {
 	return g
 }
 
-func (m *Manager) seal(id ID, g guest) (string, error) {
+func (m *Manager) seal(id ID, g guest) (string, error) { return m.sealFor(string(id), g) }
+
+// sealFor seals for a sandbox or a build.
+func (m *Manager) sealFor(id string, g guest) (string, error) {
 	b, err := json.Marshal(g)
 	if err != nil {
-		return "", fmt.Errorf("encode environment of sandbox %q: %w", id, err)
+		return "", fmt.Errorf("encode environment of %q: %w", id, err)
 	}
-	return m.deps.Seed.Seal(sealGuest, string(id), b), nil
+	return m.deps.Seed.Seal(sealGuest, id, b), nil
 }
 
 // unseal reads it back. Records of before there was pausing have none.
@@ -38,13 +41,17 @@ func (m *Manager) unseal(sb Sandbox) (guest, error) {
 	if sb.Sealed == "" {
 		return guest{User: m.cfg.DefaultUser}, nil
 	}
-	b, err := m.deps.Seed.Unseal(sealGuest, string(sb.ID), sb.Sealed)
+	return m.unsealFor(string(sb.ID), sb.Sealed)
+}
+
+func (m *Manager) unsealFor(id, sealed string) (guest, error) {
+	b, err := m.deps.Seed.Unseal(sealGuest, id, sealed)
 	if err != nil {
-		return guest{}, fmt.Errorf("environment of sandbox %q: %w", sb.ID, err)
+		return guest{}, fmt.Errorf("environment of %q: %w", id, err)
 	}
 	var g guest
 	if err := json.Unmarshal(b, &g); err != nil {
-		return guest{}, fmt.Errorf("environment of sandbox %q: %w", sb.ID, err)
+		return guest{}, fmt.Errorf("environment of %q: %w", id, err)
 	}
 	return g, nil
 }

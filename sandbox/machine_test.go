@@ -10,6 +10,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
+	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 	"pgregory.net/rapid"
 )
@@ -21,6 +22,7 @@ type expectation struct {
 	paused bool
 	atEnd  string // OnTimeoutKill or OnTimeoutPause
 	reason string // once it has ended; "" for "gone while the server was down"
+	build  template.BuildID
 }
 
 // machine drives random lives of a server against a model. Time is synctest's,
@@ -30,6 +32,10 @@ type machine struct {
 	w     *world
 	p     *process
 	model map[sandbox.ID]*expectation
+	// snaps are the snapshots by name; a build of an old tag stays while it has
+	// live sandboxes.
+	snaps map[string]template.Snapshot
+	old   []template.Snapshot
 }
 
 func (m *machine) pick(t *rapid.T) (sandbox.ID, *expectation) {
@@ -72,7 +78,102 @@ func (m *machine) create(t *rapid.T) {
 		t.Fatalf("Create() with failing call %d = %v", fail, err)
 	}
 	if err == nil {
-		m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true, atEnd: r.OnTimeout}
+		m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true, atEnd: r.OnTimeout, build: sb.Build}
+	}
+}
+
+func (m *machine) snapshot(t *rapid.T) {
+	id, e := m.pick(t)
+	name := rapid.SampledFrom([]string{"one", "two"}).Draw(t, "name")
+	call := rapid.SampledFrom([]string{"", "", "snapshot", "sync", "put snapshot"}).Draw(t, "failing call")
+	if call != "" && e.live {
+		m.p.failNext(call)
+	}
+	snap, err := m.p.Snapshot(m.t.Context(), alice, id, name)
+	if want := e.live && call == ""; want != (err == nil) || (e.paused && !errdefs.IsConflict(err)) {
+		t.Fatalf("Snapshot(live %v, paused %v, failing %q) = %v", e.live, e.paused, call, err)
+	}
+	if err != nil {
+		return
+	}
+	if last, ok := m.snaps[name]; ok {
+		m.old = append(m.old, last)
+	}
+	m.snaps[name] = snap
+}
+
+func (m *machine) createFrom(t *rapid.T) {
+	name := rapid.SampledFrom([]string{"one", "two"}).Draw(t, "name")
+	r := request()
+	r.Template = name
+	sb, err := m.p.Create(m.t.Context(), alice, r)
+	snap, ok := m.snaps[name]
+	if ok != (err == nil) || (!ok && !errdefs.IsNotFound(err)) {
+		t.Fatalf("Create(snapshot, exists %v) = %v", ok, err)
+	}
+	if err != nil {
+		return
+	}
+	if sb.Build != snap.Build.ID {
+		t.Fatalf("Create() = build %s, want the newest, %s", sb.Build, snap.Build.ID)
+	}
+	m.model[sb.ID] = &expectation{endsAt: sb.EndsAt, live: true, atEnd: sandbox.OnTimeoutKill, build: sb.Build}
+}
+
+// used says whether a build has live or paused sandboxes.
+func (m *machine) used(builds ...template.BuildID) bool {
+	for _, e := range m.model {
+		if (e.live || e.paused) && slices.Contains(builds, e.build) {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *machine) deleteSnapshot(t *rapid.T) {
+	name := rapid.SampledFrom([]string{"one", "two"}).Draw(t, "name")
+	snap, ok := m.snaps[name]
+	if !ok {
+		t.Skip("no such snapshot")
+	}
+	builds := []template.BuildID{snap.Build.ID}
+	for _, old := range m.old {
+		if old.Template == snap.Template {
+			builds = append(builds, old.Build.ID)
+		}
+	}
+	used := m.used(builds...)
+	err := remove(m.t, m.p, snap, "")
+	if used == (err == nil) || (used && !errdefs.IsFailedPrecondition(err)) {
+		t.Fatalf("DeleteSnapshot(in use %v) = %v", used, err)
+	}
+	if err == nil {
+		delete(m.snaps, name)
+		m.old = slices.DeleteFunc(m.old, func(old template.Snapshot) bool { return old.Template == snap.Template })
+	}
+}
+
+func (m *machine) fork(t *rapid.T) {
+	id, e := m.pick(t)
+	count := rapid.IntRange(1, 3).Draw(t, "count")
+	call := rapid.SampledFrom([]string{"", "", "snapshot", "restore", "insert"}).Draw(t, "failing call")
+	if call != "" && e.live {
+		m.p.failNext(call)
+	}
+	out, err := m.p.Fork(m.t.Context(), alice, id, count, time.Minute)
+	if want := e.live && call != "snapshot"; want != (err == nil) || (e.paused && !errdefs.IsConflict(err)) {
+		t.Fatalf("Fork(live %v, paused %v, failing %q) = %v", e.live, e.paused, call, err)
+	}
+	failed := 0
+	for _, f := range out {
+		if f.Err != nil {
+			failed++
+			continue
+		}
+		m.model[f.Sandbox.ID] = &expectation{endsAt: f.Sandbox.EndsAt, live: true, atEnd: e.atEnd, build: e.build}
+	}
+	if want := min(1, len(call)); err == nil && failed != want {
+		t.Fatalf("%d children failed, want %d", failed, want)
 	}
 }
 
@@ -224,10 +325,23 @@ func (m *machine) check(t *rapid.T) {
 			t.Fatalf("last event is %+v (%v)", events[len(events)-1], err)
 		}
 	}
+	for _, snap := range m.snaps {
+		saved = append(saved, snap.Build.Artifact.ID)
+	}
 	slices.Sort(live)
 	slices.Sort(saved)
-	if got := m.w.vault.ids(); !slices.Equal(got, saved) {
-		t.Fatalf("artifacts %v, want %v", got, saved)
+	got := m.w.vault.ids()
+	for _, id := range saved {
+		if !slices.Contains(got, id) {
+			t.Fatalf("artifacts %v, want %v", got, saved)
+		}
+	}
+	for _, id := range got {
+		// What lost its tag while it was in use goes with a later sweep.
+		left := slices.ContainsFunc(m.old, func(old template.Snapshot) bool { return old.Build.Artifact.ID == id })
+		if !left && !slices.Contains(saved, id) {
+			t.Fatalf("artifacts %v, want %v", got, saved)
+		}
 	}
 	if got := m.w.boxes.ids(); !slices.Equal(got, live) {
 		t.Fatalf("boxes %v, want %v", got, live)
@@ -246,10 +360,11 @@ func TestStateMachine(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			defer func() { failure = recover() }()
 			w := newWorld(t)
-			m := &machine{t: t, w: w, p: w.boot(t, testConfig()).run(t), model: map[sandbox.ID]*expectation{}}
+			m := &machine{t: t, w: w, p: w.boot(t, testConfig()).run(t), model: map[sandbox.ID]*expectation{}, snaps: map[string]template.Snapshot{}}
 			rt.Repeat(map[string]func(*rapid.T){
 				"create": m.create, "create more": m.create, "kill": m.kill, "set timeout": m.setTimeout, "extend": m.extend,
-				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "pause": m.pause, "connect": m.connect, "": m.check,
+				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "pause": m.pause, "connect": m.connect,
+				"snapshot": m.snapshot, "create from": m.createFrom, "delete snapshot": m.deleteSnapshot, "fork": m.fork, "": m.check,
 			})
 		})
 		if failure != nil {

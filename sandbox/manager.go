@@ -116,6 +116,9 @@ type Deps struct {
 	// Vault keeps paused sandboxes; without one, or with a provider that can
 	// save and restore nothing, pausing is errdefs.ErrNotImplemented.
 	Vault snapshot.Vault
+	// Snapshots keeps snapshots; without, they and forks are
+	// errdefs.ErrNotImplemented.
+	Snapshots Snapshots
 	// Policy compiles a network configuration; its errors are the caller's.
 	Policy func(Network) (egress.Policy, error)
 	// Closing is called when the box of a sandbox that ran is about to be saved
@@ -167,6 +170,8 @@ type Manager struct {
 	dormant   map[ID]Dormant
 	deadlines deadlines
 	running   int
+	held      []snapshot.ID // artifacts in use that no record refers to
+	leftovers map[snapshot.ID]bool
 }
 
 // New returns a Manager that starts nothing; Run does.

@@ -55,11 +55,14 @@ func (m *Manager) Pause(ctx context.Context, who identity.Principal, id ID, k sn
 		return err
 	}
 	m.mu.Lock()
-	was := e.phase
-	if was == live {
+	was, copying := e.phase, e.copying
+	if was == live && !copying {
 		m.beginSave(e)
 	}
 	m.mu.Unlock()
+	if was == live && copying {
+		return errCopying(id)
+	}
 	switch was {
 	case live:
 		return m.save(ctx, e, k, who.KeyID, "")
@@ -171,6 +174,7 @@ func (m *Manager) saveBox(ctx context.Context, e *entry, k snapshot.Kind, by, wh
 		return a, err
 	}
 	m.closing(ctx, e, e.box)
+	m.listLeftovers(ctx)
 	if a, err = box.Snapshot(ctx, k, m.deps.Vault); err != nil {
 		return a, because(ctx, fmt.Errorf("save box: %w", err))
 	}
@@ -303,8 +307,20 @@ func (m *Manager) collectArtifacts(ctx context.Context) {
 			used[sb.Saved.ID] = true
 		}
 	}
+	if m.deps.Snapshots != nil {
+		of, err := m.deps.Snapshots.Artifacts(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				m.log.ErrorContext(ctx, "artifacts of snapshots cannot be read", slog.Any("error", err))
+			}
+			return
+		}
+		for _, a := range of {
+			used[a.ID] = true
+		}
+	}
 	for _, s := range stored {
-		if !used[s.ID] && time.Since(s.ChangedAt) > artifactAge {
+		if !used[s.ID] && m.mayCollect(s) {
 			m.deleteArtifact(ctx, s.ID)
 		}
 	}

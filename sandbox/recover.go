@@ -30,6 +30,7 @@ const (
 func (m *Manager) Run(ctx context.Context) error {
 	return m.tasks.run(ctx, func(ctx context.Context) error {
 		m.tasks.add(m.reap)
+		m.listLeftovers(ctx)
 		if err := m.adoptAll(ctx); err != nil {
 			return fmt.Errorf("recover sandboxes: %w", err)
 		}
@@ -211,6 +212,9 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
 		defer cancel()
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(clean, string(sb.ID)))
+	}
+	if err := m.identify(ctx, sb, box); err != nil {
+		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
 	}
 	if sb.State == Pausing {
 		if sb, err = m.unpause(ctx, sb, box); err != nil {

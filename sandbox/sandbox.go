@@ -65,7 +65,9 @@ type Sandbox struct {
 	// working directory), encrypted under the installation's seed.
 	Sealed string
 	// Saved is the artifact of a Paused or Resuming sandbox, else nil.
-	Saved   *snapshot.Artifact
+	Saved *snapshot.Artifact
+	// Origin says of what it is a copy; Parent is the snapshot's artifact.
+	Origin  Origin
 	Version int64
 }
 
@@ -192,6 +194,10 @@ type Live struct {
 	// Gone is closed the moment the sandbox is marked gone, before its
 	// processes die: streams must then be broken, not ended (decisions.md 29).
 	Gone <-chan struct{}
+	// Enter waits while the sandbox stands still to be saved, or until ctx or
+	// Gone ends; a new request calls it first, and what it returns once when its
+	// answer begins. Nil means that there is nothing to wait for.
+	Enter func(ctx context.Context) (leave func())
 	// Route reaches a port inside.
 	Route func(ctx context.Context, port uint16) (provider.Route, error)
 }

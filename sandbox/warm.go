@@ -130,6 +130,11 @@ func (m *Manager) planPool(ctx context.Context) {
 	plans, names := map[pool.Key]pool.Plan{}, map[pool.Key]string{}
 	for ref, plan := range m.cfg.Pool.Plans {
 		_, build, err := m.deps.Templates.Resolve(ctx, identity.DefaultTeam, ref)
+		if err == nil && build.Artifact != nil {
+			// What was saved would run on, without its network and its identity.
+			m.log.WarnContext(ctx, "a snapshot cannot be kept warm", slog.String("template", ref))
+			continue
+		}
 		if err == nil {
 			var res provider.Resources
 			if res, err = m.cfg.resources(provider.Resources{}, build.Resources); err == nil {

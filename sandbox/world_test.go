@@ -89,6 +89,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 	p := &process{w: w, guard: &guard{attached: map[string]egress.Policy{}}, stopped: make(chan struct{})}
 	m, err := sandbox.New(cfg, sandbox.Deps{
 		Store:     faultyStore{w.db, p},
+		Snapshots: faultyStore{w.db, p},
 		Templates: resolver{w.db},
 		Provider:  faultyProvider{w.boxes, p},
 		Guard:     faultyGuard{p.guard, p},
@@ -199,9 +200,18 @@ func policy(n sandbox.Network) (egress.Policy, error) {
 type resolver struct{ s template.Store }
 
 func (r resolver) Resolve(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, error) {
-	t, err := r.s.GetTemplate(ctx, team, ref)
+	name, err := template.ParseReference(ref)
+	if err != nil {
+		return template.Template{}, template.Build{}, err
+	}
+	t, err := r.s.GetTemplate(ctx, team, name.Name)
 	if err != nil {
 		return t, template.Build{}, err
+	}
+	if name.Tag != template.DefaultTag {
+		if t.Current, err = r.s.TaggedBuild(ctx, t.ID, name.Tag); err != nil {
+			return t, template.Build{}, err
+		}
 	}
 	b, err := r.s.GetBuild(ctx, t.Current)
 	return t, b, err
@@ -407,7 +417,7 @@ func (x *box) Prepare(_ context.Context, in control.Init) error {
 func (x *box) Health() control.Health {
 	x.host.mu.Lock()
 	defer x.host.mu.Unlock()
-	return control.Health{Ready: x.init.SandboxID != ""}
+	return control.Health{Ready: x.init.AccessToken != ""}
 }
 func (x *box) Freeze() {}
 func (x *box) Dial(context.Context, uint16) (control.Ticket, error) {
@@ -534,6 +544,11 @@ func (o *openBox) Wait(ctx context.Context) (provider.Exit, error) {
 	case <-o.ended:
 		return o.exit, nil
 	case <-ctx.Done():
+	}
+	select { // an end that was there before wins
+	case <-o.ended:
+		return o.exit, nil
+	default:
 		return provider.Exit{}, ctx.Err()
 	}
 }

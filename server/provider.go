@@ -27,13 +27,21 @@ func newProvider(ctx context.Context, h *home, cfg config.Config, log *slog.Logg
 	return gvisor.New(ctx, gvisor.Config{DataDir: engineDir(h.dir), Unenforced: unenforced(cfg.Limits), SavedABIs: h.savedABIs, Log: log})
 }
 
-// savedABIs lists what the memory of paused sandboxes was saved by.
+// savedABIs lists what the memory of paused sandboxes and of snapshots was saved
+// by.
 func (h *home) savedABIs(ctx context.Context) ([]string, error) {
 	all, err := h.store.Unfinished(ctx)
 	if err != nil {
 		return nil, err
 	}
+	artifacts, err := h.store.Artifacts(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var abis []string
+	for _, a := range artifacts {
+		abis = append(abis, a.ABI)
+	}
 	for _, sb := range all {
 		if sb.Saved != nil && sb.Saved.Kind == snapshot.Memory {
 			abis = append(abis, sb.Saved.ABI)

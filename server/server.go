@@ -111,7 +111,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
 		Pool:    n.warm.pool,
 	}, sandbox.Deps{
-		Store: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
+		Store: n.home.store, Snapshots: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
 		Closing: n.closing,
 		Metrics: sandbox.Metrics{

@@ -40,7 +40,7 @@ func parseCursor(s string, ascending bool) (position, error) {
 	if err != nil || err2 != nil || !ok || !ok2 || order != direction(ascending) {
 		return position{}, fmt.Errorf("paging token is not one that this listing gave: %w", errdefs.ErrInvalidArgument)
 	}
-	return position{at: ms, id: text(id, 128)}, nil
+	return position{at: ms, id: text(id, 256)}, nil
 }
 
 func (p position) cursor(ascending bool) string {

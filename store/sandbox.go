@@ -263,6 +263,7 @@ func packSandbox(sb sandbox.Sandbox) (db.Sandbox, error) {
 		Lifecycle:  p.json(sb.Lifecycle),
 		Sealed:     sb.Sealed,
 		Saved:      p.json(sb.Saved),
+		Origin:     p.json(sb.Origin),
 	}
 	return row, p.err
 }
@@ -295,6 +296,7 @@ func unpackSandbox(row db.Sandbox) (sandbox.Sandbox, error) {
 	p.parse(row.Metadata, &sb.Metadata)
 	p.parse(row.Lifecycle, &sb.Lifecycle)
 	p.parse(row.Saved, &sb.Saved)
+	p.parse(row.Origin, &sb.Origin)
 	if p.err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("sandbox %q: %w", row.ID, p.err)
 	}
@@ -320,7 +322,7 @@ func insertParams(r db.Sandbox) db.InsertSandboxParams {
 		Network: r.Network, Egress: r.Egress, Resources: r.Resources, Parent: r.Parent,
 		Metadata: r.Metadata, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndsAt: r.EndsAt,
 		EndedAt: r.EndedAt, ListedAt: r.ListedAt, OnTimeout: r.OnTimeout,
-		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved,
+		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved, Origin: r.Origin,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/gen/db"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 )
@@ -22,11 +23,6 @@ var _ template.Store = (*Store)(nil)
 func (s *Store) PutTemplate(ctx context.Context, t template.Template, b template.Build) error {
 	if t.ID == "" || t.Team == "" || (b.ID != "" && b.Template != t.ID) {
 		return fmt.Errorf("template needs an id, a team, and a build of its own: %w", errdefs.ErrInvalidArgument)
-	}
-	var p packer
-	rootfs, resources, env := p.json(b.Rootfs), p.json(b.Resources), p.json(b.Env)
-	if p.err != nil {
-		return p.err
 	}
 	return s.write(ctx, func(q *db.Queries) error {
 		old, err := q.TemplateByID(ctx, string(t.ID))
@@ -43,26 +39,15 @@ func (s *Store) PutTemplate(ctx context.Context, t template.Template, b template
 		if b.Status == template.Ready {
 			current = string(b.ID)
 		}
-		created := cmp.Or(millis(t.CreatedAt), time.Now().UnixMilli())
-		err = q.PutTemplate(ctx, db.PutTemplateParams{
-			ID: string(t.ID), TeamID: string(t.Team), Public: flag(t.Public), Current: current,
-			CreatedAt: created, UpdatedAt: cmp.Or(millis(t.UpdatedAt), created),
-		})
-		if err != nil {
-			return fmt.Errorf("write template: %w", err)
+		if err := putTemplate(ctx, q, t, current); err != nil {
+			return err
 		}
 		if err := putNames(ctx, q, t); err != nil {
 			return err
 		}
 		if b.ID != "" {
-			err := q.PutBuild(ctx, db.PutBuildParams{
-				ID: string(b.ID), TemplateID: string(t.ID), Status: string(b.Status), Reason: text(b.Reason, maxReason),
-				Source: b.Source, RootfsDigest: b.Rootfs.Digest, Rootfs: rootfs, Resources: resources,
-				DefaultUser: b.User, Workdir: b.Workdir, Env: env,
-				CreatedAt: millis(b.CreatedAt), FinishedAt: millis(b.FinishedAt),
-			})
-			if err != nil {
-				return fmt.Errorf("write build: %w", err)
+			if err := putBuild(ctx, q, b); err != nil {
+				return err
 			}
 		}
 		return appendEvent(ctx, q, audit.Event{
@@ -70,6 +55,36 @@ func (s *Store) PutTemplate(ctx context.Context, t template.Template, b template
 			Fields: map[string]string{"template": string(t.ID), "build": string(b.ID)},
 		})
 	})
+}
+
+func putTemplate(ctx context.Context, q *db.Queries, t template.Template, current string) error {
+	created := cmp.Or(millis(t.CreatedAt), time.Now().UnixMilli())
+	err := q.PutTemplate(ctx, db.PutTemplateParams{
+		ID: string(t.ID), TeamID: string(t.Team), Public: flag(t.Public), Current: current,
+		CreatedAt: created, UpdatedAt: cmp.Or(millis(t.UpdatedAt), created), Kind: t.Kind,
+	})
+	if err != nil {
+		return fmt.Errorf("write template: %w", err)
+	}
+	return nil
+}
+
+func putBuild(ctx context.Context, q *db.Queries, b template.Build) error {
+	var p packer
+	row := db.PutBuildParams{
+		ID: string(b.ID), TemplateID: string(b.Template), Status: string(b.Status), Reason: text(b.Reason, maxReason),
+		Source: b.Source, RootfsDigest: b.Rootfs.Digest, Rootfs: p.json(b.Rootfs), Resources: p.json(b.Resources),
+		DefaultUser: b.User, Workdir: b.Workdir, Env: p.json(b.Env),
+		CreatedAt: millis(b.CreatedAt), FinishedAt: millis(b.FinishedAt),
+		Artifact: p.json(b.Artifact), Sealed: b.Sealed, SandboxID: b.Sandbox,
+	}
+	if p.err != nil {
+		return p.err
+	}
+	if err := q.PutBuild(ctx, row); err != nil {
+		return fmt.Errorf("write build: %w", err)
+	}
+	return nil
 }
 
 func putNames(ctx context.Context, q *db.Queries, t template.Template) error {
@@ -126,7 +141,7 @@ func (s *Store) unpackTemplate(ctx context.Context, row db.Template) (template.T
 	}
 	return template.Template{
 		ID: template.ID(row.ID), Team: identity.TeamID(row.TeamID), Names: names, Public: row.Public != 0,
-		Current: template.BuildID(row.Current), CreatedAt: fromMillis(row.CreatedAt), UpdatedAt: fromMillis(row.UpdatedAt),
+		Kind: row.Kind, Current: template.BuildID(row.Current), CreatedAt: fromMillis(row.CreatedAt), UpdatedAt: fromMillis(row.UpdatedAt),
 	}, nil
 }
 
@@ -145,7 +160,9 @@ func unpackBuild(row db.Build) (template.Build, error) {
 		ID: template.BuildID(row.ID), Template: template.ID(row.TemplateID), Status: template.Status(row.Status),
 		Reason: row.Reason, Source: row.Source, User: row.DefaultUser, Workdir: row.Workdir,
 		CreatedAt: fromMillis(row.CreatedAt), FinishedAt: fromMillis(row.FinishedAt),
+		Sealed: row.Sealed, Sandbox: row.SandboxID,
 	}
+	p.parse(row.Artifact, &b.Artifact)
 	p.parse(row.Rootfs, &b.Rootfs)
 	p.parse(row.Resources, &b.Resources)
 	p.parse(row.Env, &b.Env)
@@ -190,28 +207,49 @@ func (s *Store) ListBuilds(ctx context.Context, t template.ID) ([]template.Build
 // DeleteTemplate implements template.Store.
 func (s *Store) DeleteTemplate(ctx context.Context, id template.ID) error {
 	return s.write(ctx, func(q *db.Queries) error {
-		n, err := q.LockTemplate(ctx, string(id))
-		if err != nil || n == 0 {
-			return cmp.Or(err, fmt.Errorf("template %q: %w", id, errdefs.ErrNotFound))
-		}
-		live, err := q.CountTemplateSandboxes(ctx, string(id))
+		_, err := deleteTemplate(ctx, q, id, identity.System.KeyID)
+		return err
+	})
+}
+
+// deleteTemplate returns the artifacts that its builds had.
+func deleteTemplate(ctx context.Context, q *db.Queries, id template.ID, actor string) ([]snapshot.ID, error) {
+	n, err := q.LockTemplate(ctx, string(id))
+	if err != nil || n == 0 {
+		return nil, cmp.Or(err, fmt.Errorf("template %q: %w", id, errdefs.ErrNotFound))
+	}
+	live, err := q.CountTemplateSandboxes(ctx, string(id))
+	if err != nil {
+		return nil, fmt.Errorf("count sandboxes: %w", err)
+	}
+	if live > 0 {
+		return nil, fmt.Errorf("template %q is in use by %d live sandboxes; end them first: %w", id, live, errdefs.ErrFailedPrecondition)
+	}
+	rows, err := q.TemplateByID(ctx, string(id))
+	if err != nil || len(rows) == 0 {
+		return nil, cmp.Or(err, fmt.Errorf("template %q: %w", id, errdefs.ErrNotFound))
+	}
+	builds, err := q.ListBuilds(ctx, string(id))
+	if err != nil {
+		return nil, fmt.Errorf("read builds: %w", err)
+	}
+	var released []snapshot.ID
+	for _, row := range builds {
+		some, err := releaseBuild(ctx, q, row.ID)
 		if err != nil {
-			return fmt.Errorf("count sandboxes: %w", err)
+			return nil, err
 		}
-		if live > 0 {
-			return fmt.Errorf("template %q is in use by %d live sandboxes; end them first: %w", id, live, errdefs.ErrFailedPrecondition)
-		}
-		rows, err := q.TemplateByID(ctx, string(id))
-		if err != nil || len(rows) == 0 {
-			return cmp.Or(err, fmt.Errorf("template %q: %w", id, errdefs.ErrNotFound))
-		}
-		if _, err := q.DeleteTemplate(ctx, string(id)); err != nil {
-			return fmt.Errorf("delete template: %w", err)
-		}
-		return appendEvent(ctx, q, audit.Event{
-			Type: "template.deleted", Team: rows[0].TeamID, Actor: identity.System.KeyID,
-			Fields: map[string]string{"template": string(id)},
-		})
+		released = append(released, some...)
+	}
+	if _, err := q.DeleteTemplate(ctx, string(id)); err != nil {
+		return nil, fmt.Errorf("delete template: %w", err)
+	}
+	kind := "template.deleted"
+	if rows[0].Kind == template.KindSnapshot {
+		kind = "snapshot.deleted"
+	}
+	return released, appendEvent(ctx, q, audit.Event{
+		Type: kind, Team: rows[0].TeamID, Actor: actor, Fields: map[string]string{"template": string(id)},
 	})
 }
 
@@ -226,8 +264,10 @@ func (s *Store) RootfsDigests(ctx context.Context) ([]string, error) {
 func (s *Store) PruneBuilds(ctx context.Context, t time.Time) (int, error) {
 	var n int64
 	err := s.write(ctx, func(q *db.Queries) (err error) {
-		n, err = q.DeleteOldBuilds(ctx, millis(t))
-		return err
+		if n, err = q.DeleteOldBuilds(ctx, millis(t)); err != nil {
+			return err
+		}
+		return q.DeleteLostNames(ctx)
 	})
 	return int(n), err
 }

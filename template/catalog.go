@@ -99,6 +99,8 @@ func (c *Catalog) record(ctx context.Context, team identity.TeamID, name string,
 	now := time.Now().UTC()
 	t, err := c.store.GetTemplate(ctx, team, name)
 	switch {
+	case err == nil && t.Team == team && t.Kind == KindSnapshot:
+		return Template{}, Build{}, fmt.Errorf("record template %s: a snapshot has that name; delete it first: %w", name, errdefs.ErrAlreadyExists)
 	case err == nil && t.Team == team:
 	case err == nil || errdefs.IsNotFound(err):
 		// Another team's public template of that name stays theirs.
@@ -133,6 +135,9 @@ func (c *Catalog) Resolve(ctx context.Context, team identity.TeamID, ref string)
 	t, err := c.find(ctx, team, ref)
 	if err != nil {
 		return Template{}, Build{}, err
+	}
+	if t.Current == "" && t.Kind == KindSnapshot {
+		return Template{}, Build{}, fmt.Errorf("template %q has no tag %q: %w", ref, DefaultTag, errdefs.ErrNotFound)
 	}
 	if t.Current == "" {
 		return Template{}, Build{}, fmt.Errorf("template %q has no finished build: %w", ref, errdefs.ErrFailedPrecondition)
@@ -182,16 +187,27 @@ func first(names []string) string {
 	return names[0]
 }
 
-// find returns the template of a reference, whether it has a build or not.
+// find returns the template of a reference, whether it has a build or not; the
+// build of the reference's tag is its Current.
 func (c *Catalog) find(ctx context.Context, team identity.TeamID, ref string) (Template, error) {
 	r, err := ParseReference(ref)
 	if err != nil {
 		return Template{}, err
 	}
-	missing := fmt.Errorf("template %q does not exist: %w", ref, errdefs.ErrNotFound)
-	if r.Tag != DefaultTag {
+	t, err := c.findName(ctx, team, ref, r)
+	if err != nil || r.Tag == DefaultTag {
+		return t, err
+	}
+	t.Current, err = c.store.TaggedBuild(ctx, t.ID, r.Tag)
+	if errdefs.IsNotFound(err) {
 		return Template{}, fmt.Errorf("template %q has no tag %q: %w", ref, r.Tag, errdefs.ErrNotFound)
 	}
+	return t, err
+}
+
+// findName is find without the tag.
+func (c *Catalog) findName(ctx context.Context, team identity.TeamID, ref string, r Reference) (Template, error) {
+	missing := fmt.Errorf("template %q does not exist: %w", ref, errdefs.ErrNotFound)
 	owner := team
 	if r.Namespace != "" {
 		owner = identity.TeamID(r.Namespace)
@@ -222,6 +238,18 @@ func (c *Catalog) Builds(ctx context.Context, team identity.TeamID, ref string) 
 		return nil, err
 	}
 	return c.store.ListBuilds(ctx, t.ID)
+}
+
+// Find returns the template that a reference means, whether it has a build or
+// not, and what the reference says. Errors are those of Resolve, except that
+// the tag is not looked for.
+func (c *Catalog) Find(ctx context.Context, team identity.TeamID, ref string) (Template, Reference, error) {
+	r, err := ParseReference(ref)
+	if err != nil {
+		return Template{}, Reference{}, err
+	}
+	t, err := c.findName(ctx, team, ref, r)
+	return t, r, err
 }
 
 // Delete removes a template of the team. Its images go with the next GC.

@@ -67,6 +67,10 @@ func (m *memory) GetBuild(_ context.Context, id template.BuildID) (template.Buil
 	return b, nil
 }
 
+func (m *memory) TaggedBuild(context.Context, template.ID, string) (template.BuildID, error) {
+	return "", errdefs.ErrNotFound
+}
+
 func (m *memory) ListTemplates(_ context.Context, team identity.TeamID) ([]template.Template, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

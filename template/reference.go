@@ -9,7 +9,7 @@ import (
 )
 
 // DefaultTag is the tag of a reference that names none, and for now the only
-// one there is.
+// one there is but of snapshots.
 const DefaultTag = "default"
 
 // maxName is the longest name of a template in bytes.

@@ -10,6 +10,7 @@ import (
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 )
 
 // ID names a template: 20 characters of [a-z0-9].
@@ -29,10 +30,15 @@ const (
 	Failed   Status = "error"
 )
 
+// KindSnapshot marks a template that was saved from a running sandbox.
+const KindSnapshot = "snapshot"
+
 // Template is a named, versioned starting point.
 type Template struct {
 	ID   ID
 	Team identity.TeamID
+	// Kind is KindSnapshot or empty; it never changes.
+	Kind string
 	// Names are aliases, lower-case [a-z0-9-_]+, the first is shown.
 	Names     []string
 	Public    bool
@@ -52,7 +58,7 @@ type Build struct {
 	Source string
 	Rootfs image.Rootfs
 	// Resources are the defaults of sandboxes of this build; zero fields
-	// mean the server's defaults.
+	// mean the server's defaults. Those of a snapshot are fixed.
 	Resources provider.Resources
 	// User and Workdir apply when a request names none.
 	User       string
@@ -60,6 +66,13 @@ type Build struct {
 	Env        map[string]string
 	CreatedAt  time.Time
 	FinishedAt time.Time
+	// Artifact is the saved state of a snapshot's build, else nil. With one,
+	// Sealed holds what the agent of the source was told (user, working
+	// directory and environment, encrypted under the installation's seed), and
+	// Sandbox is the id of the source.
+	Artifact *snapshot.Artifact
+	Sealed   string
+	Sandbox  string
 }
 
 // Store keeps templates; implemented by package store.
@@ -71,6 +84,10 @@ type Store interface {
 	// errdefs.ErrNotFound otherwise.
 	GetTemplate(ctx context.Context, team identity.TeamID, ref string) (Template, error)
 	GetBuild(ctx context.Context, id BuildID) (Build, error)
+	// TaggedBuild is the id of the build that has a tag; errdefs.ErrNotFound
+	// when none has. DefaultTag is Template.Current instead.
+	TaggedBuild(ctx context.Context, t ID, tag string) (BuildID, error)
+	// ListTemplates leaves snapshots out.
 	ListTemplates(ctx context.Context, team identity.TeamID) ([]Template, error)
 	ListBuilds(ctx context.Context, t ID) ([]Build, error)
 	// DeleteTemplate refuses with errdefs.ErrFailedPrecondition while live

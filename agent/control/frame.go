@@ -132,6 +132,7 @@ func (fr *frameReader) fill(b []byte) (bool, error) {
 			}
 		}
 		n += copy(b[n:], chunk)
+		clear(chunk) // tokens pass here, and the buffer lives as long as the channel
 		_, _ = fr.r.Discard(len(chunk))
 	}
 	return true, nil

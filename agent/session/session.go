@@ -4,6 +4,7 @@
 package session
 
 import (
+	"context"
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
@@ -25,6 +26,8 @@ type Session struct {
 	Accounts *account.Database
 
 	now atomic.Pointer[identity]
+	// forgotten is closed by the Bind after a Forget.
+	forgotten atomic.Pointer[chan struct{}]
 }
 
 type identity struct {
@@ -46,13 +49,44 @@ func (s *Session) Bind(in control.Init) {
 	maps.Copy(env, in.EnvVars)
 	in.EnvVars, in.Seed, in.CABundle = nil, nil, ""
 	s.now.Store(&identity{init: in, env: env})
+	if waiting := s.forgotten.Swap(nil); waiting != nil {
+		close(*waiting)
+	}
 }
 
-// Forget drops the identity with its token and variables.
-func (s *Session) Forget() { s.now.Store(nil) }
+// Forget drops the identity with its token and variables; limits and defaults
+// stay, for commands that are being started. It and Bind must not be called at
+// the same time.
+func (s *Session) Forget() {
+	if s.forgotten.Load() == nil {
+		s.forgotten.Store(new(make(chan struct{})))
+	}
+	old := s.now.Load()
+	if old == nil {
+		return
+	}
+	s.now.Store(&identity{init: control.Init{
+		Limits: old.init.Limits, DefaultUser: old.init.DefaultUser, DefaultWorkdir: old.init.DefaultWorkdir,
+	}})
+}
+
+// Await waits for an identity that was dropped to be bound again, and reports
+// whether there is one. It does not wait for the first.
+func (s *Session) Await(ctx context.Context) bool {
+	if s.Ready() {
+		return true
+	}
+	if waiting := s.forgotten.Load(); waiting != nil {
+		select {
+		case <-*waiting:
+		case <-ctx.Done():
+		}
+	}
+	return s.Ready()
+}
 
 // Ready reports whether an identity is bound.
-func (s *Session) Ready() bool { return s.now.Load() != nil }
+func (s *Session) Ready() bool { return s.Token() != "" }
 
 // Env returns the sandbox-global variables; callers must not change the map.
 func (s *Session) Env() map[string]string {

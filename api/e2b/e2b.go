@@ -34,9 +34,18 @@ type Sandboxes interface {
 	Extend(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (sandbox.Sandbox, error)
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
+	Saver
+	Lookup
+}
+
+// Saver pauses and resumes sandboxes, and makes snapshots and forks of them.
+type Saver interface {
 	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
 	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
-	Lookup
+	Snapshot(ctx context.Context, who identity.Principal, id sandbox.ID, name string) (template.Snapshot, error)
+	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
+	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
+	Fork(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration) ([]sandbox.Forked, error)
 }
 
 // Lookup finds sandboxes without a query.
@@ -51,6 +60,7 @@ type Templates interface {
 	GetBuild(ctx context.Context, id template.BuildID) (template.Build, error)
 	ListTemplates(ctx context.Context, team identity.TeamID) ([]template.Template, error)
 	ListBuilds(ctx context.Context, t template.ID) ([]template.Build, error)
+	TaggedBuild(ctx context.Context, t template.ID, tag string) (template.BuildID, error)
 	DeleteTemplate(ctx context.Context, id template.ID) error
 }
 
@@ -112,9 +122,6 @@ func Handler(c Config) http.Handler {
 // what is missing.
 func notBuilt() map[string]string {
 	return map[string]string{
-		"POST /sandboxes/{id}/fork":                 "forking sandboxes",
-		"POST /sandboxes/{id}/snapshots":            "snapshots",
-		"GET /snapshots":                            "snapshots",
 		"POST /templates":                           "template builds over the API",
 		"POST /v2/templates":                        "template builds over the API",
 		"POST /v3/templates":                        "template builds over the API",

@@ -125,26 +125,37 @@ func names(t template.Template) []string {
 // find resolves a template by id or name for the caller; field names the
 // member or parameter in errors.
 func (s *server) find(ctx context.Context, who identity.Principal, field, text string) (template.Template, error) {
+	t, ref, err := s.findTagged(ctx, who, field, text)
+	if err != nil || ref.Tag == template.DefaultTag {
+		return t, err
+	}
+	if _, err := s.Templates.TaggedBuild(ctx, t.ID, ref.Tag); errdefs.IsNotFound(err) {
+		return template.Template{}, api.NoTemplate(text)
+	} else if err != nil {
+		return template.Template{}, err
+	}
+	return t, nil
+}
+
+// findTagged is find for those who look for the tag themselves.
+func (s *server) findTagged(ctx context.Context, who identity.Principal, field, text string) (template.Template, template.Reference, error) {
 	ref, err := template.ParseReference(text)
 	if err != nil {
-		return template.Template{}, apierr.Field(field, "%q is not [namespace/]name[:tag]", api.Clip(text)).WithCause(err)
-	}
-	if ref.Tag != template.DefaultTag {
-		return template.Template{}, api.NoTemplate(text)
+		return template.Template{}, ref, apierr.Field(field, "%q is not [namespace/]name[:tag]", api.Clip(text)).WithCause(err)
 	}
 	owner := cmp.Or(identity.TeamID(ref.Namespace), who.Team)
 	t, err := s.Templates.GetTemplate(ctx, owner, ref.Name)
 	if errdefs.IsNotFound(err) {
-		return template.Template{}, api.NoTemplate(text)
+		return template.Template{}, ref, api.NoTemplate(text)
 	}
 	if err != nil {
-		return template.Template{}, err
+		return template.Template{}, ref, err
 	}
 	// The store answers for owner; what the caller may see is decided here.
 	if (ref.Namespace != "" && t.Team != owner) || (t.Team != who.Team && !t.Public) {
-		return template.Template{}, api.NoTemplate(text)
+		return template.Template{}, ref, api.NoTemplate(text)
 	}
-	return t, nil
+	return t, ref, nil
 }
 
 // GetTemplate implements e2bapi.StrictServerInterface.
@@ -187,14 +198,28 @@ func (s *server) GetTemplateAlias(ctx context.Context, r e2bapi.GetTemplateAlias
 
 // DeleteTemplate implements e2bapi.StrictServerInterface.
 func (s *server) DeleteTemplate(ctx context.Context, r e2bapi.DeleteTemplateRequestObject) (e2bapi.DeleteTemplateResponseObject, error) {
-	t, err := s.find(ctx, api.Caller(ctx), "templateID", r.Id)
+	who := api.Caller(ctx)
+	t, ref, err := s.findTagged(ctx, who, "templateID", r.Id)
 	if err != nil {
 		return nil, err
 	}
-	if t.Team != api.Caller(ctx).Team {
+	if t.Team != who.Team {
 		return nil, apierr.New(errdefs.ErrPermissionDenied, "template %q belongs to another team", r.Id)
 	}
-	err = s.Templates.DeleteTemplate(ctx, t.ID)
+	switch {
+	case t.Kind == template.KindSnapshot:
+		if !strings.Contains(r.Id, ":") {
+			ref.Tag = "" // the whole of it
+		}
+		err = s.Sandboxes.DeleteSnapshot(ctx, who, t, ref.Tag)
+	case ref.Tag != template.DefaultTag:
+		err = api.NoTemplate(r.Id)
+	default:
+		err = s.Templates.DeleteTemplate(ctx, t.ID)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil, api.NoTemplate(r.Id).WithCause(err)
+	}
 	if errdefs.IsFailedPrecondition(err) {
 		return nil, apierr.New(errdefs.ErrInvalidArgument, "template %q is in use: kill the sandboxes that are based on it first", r.Id).WithCause(err)
 	}

@@ -36,9 +36,18 @@ type Sandboxes interface {
 	Extend(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (sandbox.Sandbox, error)
 	Kill(ctx context.Context, who identity.Principal, id sandbox.ID, reason string) error
 	UpdateNetwork(ctx context.Context, who identity.Principal, id sandbox.ID, n sandbox.Network) error
+	Saver
+	Lookup
+}
+
+// Saver pauses and resumes sandboxes, and makes snapshots and forks of them.
+type Saver interface {
 	Pause(ctx context.Context, who identity.Principal, id sandbox.ID, k snapshot.Kind) error
 	Connect(ctx context.Context, who identity.Principal, id sandbox.ID, ttl time.Duration) (_ sandbox.Sandbox, resumed bool, err error)
-	Lookup
+	Snapshot(ctx context.Context, who identity.Principal, id sandbox.ID, name string) (template.Snapshot, error)
+	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
+	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
+	Fork(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration) ([]sandbox.Forked, error)
 }
 
 // Lookup finds sandboxes without a query.
@@ -79,6 +88,7 @@ type Templates interface {
 	List(ctx context.Context, team identity.TeamID) ([]template.Template, error)
 	Builds(ctx context.Context, team identity.TeamID, ref string) ([]template.Build, error)
 	Delete(ctx context.Context, team identity.TeamID, ref string) error
+	Find(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Reference, error)
 }
 
 // Limits are shown by status.

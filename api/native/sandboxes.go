@@ -293,6 +293,9 @@ func (s *server) wire(box sandbox.Sandbox) nativeapi.Sandbox {
 		CreatedAt: box.CreatedAt.UTC(), StartedAt: optional(box.StartedAt),
 		EndsAt: optional(box.EndsAt), EndedAt: optional(box.EndedAt),
 	}
+	if o := box.Origin; o.Sandbox != "" {
+		out.Origin = &nativeapi.Origin{Sandbox: string(o.Sandbox), Snapshot: o.Snapshot}
+	}
 	if a := box.Saved; a != nil {
 		// The end of a saved sandbox is when it was paused.
 		out.EndsAt, out.PausedAt = nil, out.EndsAt

@@ -41,6 +41,8 @@ type Stub struct {
 	keys  []client.Key
 	bare  bool // no template is built
 	pool  client.PoolStatus
+
+	snapshots []client.Snapshot
 }
 
 type box struct {
@@ -205,6 +207,7 @@ func (s *Stub) handler() http.Handler {
 
 // others serves what is not about one sandbox.
 func (s *Stub) others(mux *http.ServeMux, v1 string) {
+	s.snapshotRoutes(mux, v1)
 	mux.HandleFunc(v1+"/keys", s.keysRoute)
 	mux.HandleFunc("DELETE "+v1+"/keys/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -325,8 +328,9 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	bare := s.bare
+	snap, saved := s.snapshot(body.Template)
 	s.mu.Unlock()
-	if bare || (body.Template != "" && body.Template != "base") {
+	if bare || (!saved && body.Template != "" && body.Template != "base") {
 		message := fmt.Sprintf("template %q doesn't exist", body.Template)
 		if name := cmp.Or(body.Template, "base"); name == "base" {
 			message = `template "base" is not built: run "caisson init" on the server, with its --data`
@@ -341,6 +345,10 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 		Egress: client.EgressPolicy{Default: "deny"}, CreatedAt: now, StartedAt: now,
 		EndsAt: now.Add(time.Duration(body.TimeoutSeconds) * time.Second), AgentToken: strings.ToLower(rand.Text()),
 		Resources: client.Resources{MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 1024},
+	}
+	if saved {
+		sb.Template, sb.TemplateName, sb.BuildID = snap.Template, snap.Name, snap.BuildID
+		sb.Origin = &client.Origin{Sandbox: snap.Sandbox, Snapshot: snap.ID}
 	}
 	b, err := s.start(sb, body.Env)
 	if err != nil {

@@ -63,9 +63,11 @@ func Spec(c wire.Create) *specs.Spec {
 		// Never opened: the root file system comes as a descriptor.
 		Root: &specs.Root{Path: "/rootfs"},
 		Process: &specs.Process{
-			Args:         []string{wire.AgentPath},
-			Cwd:          "/",
-			Env:          Env(),
+			Args: []string{wire.AgentPath},
+			Cwd:  "/",
+			// Freed memory of the agent is overwritten: what it forgets before a
+			// checkpoint must not be in it.
+			Env:          append(Env(), "GODEBUG=clobberfree=1"),
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 			Rlimits:      rlimits,
 			// sudo is part of the contract; set-uid stays inside the sentry.

@@ -36,8 +36,14 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.beginRunStmt, err = db.PrepareContext(ctx, beginRun); err != nil {
 		return nil, fmt.Errorf("error preparing query BeginRun: %w", err)
 	}
+	if q.clearCurrentStmt, err = db.PrepareContext(ctx, clearCurrent); err != nil {
+		return nil, fmt.Errorf("error preparing query ClearCurrent: %w", err)
+	}
 	if q.copyNamesStmt, err = db.PrepareContext(ctx, copyNames); err != nil {
 		return nil, fmt.Errorf("error preparing query CopyNames: %w", err)
+	}
+	if q.countBuildSandboxesStmt, err = db.PrepareContext(ctx, countBuildSandboxes); err != nil {
+		return nil, fmt.Errorf("error preparing query CountBuildSandboxes: %w", err)
 	}
 	if q.countKeysStmt, err = db.PrepareContext(ctx, countKeys); err != nil {
 		return nil, fmt.Errorf("error preparing query CountKeys: %w", err)
@@ -51,8 +57,17 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.countTemplateSandboxesStmt, err = db.PrepareContext(ctx, countTemplateSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query CountTemplateSandboxes: %w", err)
 	}
+	if q.countTemplateTagsStmt, err = db.PrepareContext(ctx, countTemplateTags); err != nil {
+		return nil, fmt.Errorf("error preparing query CountTemplateTags: %w", err)
+	}
+	if q.deleteBuildStmt, err = db.PrepareContext(ctx, deleteBuild); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteBuild: %w", err)
+	}
 	if q.deleteEventsStmt, err = db.PrepareContext(ctx, deleteEvents); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteEvents: %w", err)
+	}
+	if q.deleteLostNamesStmt, err = db.PrepareContext(ctx, deleteLostNames); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteLostNames: %w", err)
 	}
 	if q.deleteOldBuildsStmt, err = db.PrepareContext(ctx, deleteOldBuilds); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteOldBuilds: %w", err)
@@ -80,6 +95,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.deleteTemplateNamesStmt, err = db.PrepareContext(ctx, deleteTemplateNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplateNames: %w", err)
+	}
+	if q.dropArtifactStmt, err = db.PrepareContext(ctx, dropArtifact); err != nil {
+		return nil, fmt.Errorf("error preparing query DropArtifact: %w", err)
 	}
 	if q.endRunStmt, err = db.PrepareContext(ctx, endRun); err != nil {
 		return nil, fmt.Errorf("error preparing query EndRun: %w", err)
@@ -168,6 +186,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.listSandboxesDescendingStmt, err = db.PrepareContext(ctx, listSandboxesDescending); err != nil {
 		return nil, fmt.Errorf("error preparing query ListSandboxesDescending: %w", err)
 	}
+	if q.listSnapshotsDescendingStmt, err = db.PrepareContext(ctx, listSnapshotsDescending); err != nil {
+		return nil, fmt.Errorf("error preparing query ListSnapshotsDescending: %w", err)
+	}
 	if q.listTeamEventsStmt, err = db.PrepareContext(ctx, listTeamEvents); err != nil {
 		return nil, fmt.Errorf("error preparing query ListTeamEvents: %w", err)
 	}
@@ -207,6 +228,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.putTemplateStmt, err = db.PrepareContext(ctx, putTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query PutTemplate: %w", err)
 	}
+	if q.putTemplateTagStmt, err = db.PrepareContext(ctx, putTemplateTag); err != nil {
+		return nil, fmt.Errorf("error preparing query PutTemplateTag: %w", err)
+	}
+	if q.referredArtifactsStmt, err = db.PrepareContext(ctx, referredArtifacts); err != nil {
+		return nil, fmt.Errorf("error preparing query ReferredArtifacts: %w", err)
+	}
 	if q.revokeKeyStmt, err = db.PrepareContext(ctx, revokeKey); err != nil {
 		return nil, fmt.Errorf("error preparing query RevokeKey: %w", err)
 	}
@@ -236,6 +263,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.templateNamesStmt, err = db.PrepareContext(ctx, templateNames); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateNames: %w", err)
+	}
+	if q.templateTagStmt, err = db.PrepareContext(ctx, templateTag); err != nil {
+		return nil, fmt.Errorf("error preparing query TemplateTag: %w", err)
 	}
 	if q.touchKeyStmt, err = db.PrepareContext(ctx, touchKey); err != nil {
 		return nil, fmt.Errorf("error preparing query TouchKey: %w", err)
@@ -274,9 +304,19 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing beginRunStmt: %w", cerr)
 		}
 	}
+	if q.clearCurrentStmt != nil {
+		if cerr := q.clearCurrentStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing clearCurrentStmt: %w", cerr)
+		}
+	}
 	if q.copyNamesStmt != nil {
 		if cerr := q.copyNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing copyNamesStmt: %w", cerr)
+		}
+	}
+	if q.countBuildSandboxesStmt != nil {
+		if cerr := q.countBuildSandboxesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countBuildSandboxesStmt: %w", cerr)
 		}
 	}
 	if q.countKeysStmt != nil {
@@ -299,9 +339,24 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing countTemplateSandboxesStmt: %w", cerr)
 		}
 	}
+	if q.countTemplateTagsStmt != nil {
+		if cerr := q.countTemplateTagsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countTemplateTagsStmt: %w", cerr)
+		}
+	}
+	if q.deleteBuildStmt != nil {
+		if cerr := q.deleteBuildStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteBuildStmt: %w", cerr)
+		}
+	}
 	if q.deleteEventsStmt != nil {
 		if cerr := q.deleteEventsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteEventsStmt: %w", cerr)
+		}
+	}
+	if q.deleteLostNamesStmt != nil {
+		if cerr := q.deleteLostNamesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteLostNamesStmt: %w", cerr)
 		}
 	}
 	if q.deleteOldBuildsStmt != nil {
@@ -347,6 +402,11 @@ func (q *Queries) Close() error {
 	if q.deleteTemplateNamesStmt != nil {
 		if cerr := q.deleteTemplateNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteTemplateNamesStmt: %w", cerr)
+		}
+	}
+	if q.dropArtifactStmt != nil {
+		if cerr := q.dropArtifactStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing dropArtifactStmt: %w", cerr)
 		}
 	}
 	if q.endRunStmt != nil {
@@ -494,6 +554,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing listSandboxesDescendingStmt: %w", cerr)
 		}
 	}
+	if q.listSnapshotsDescendingStmt != nil {
+		if cerr := q.listSnapshotsDescendingStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listSnapshotsDescendingStmt: %w", cerr)
+		}
+	}
 	if q.listTeamEventsStmt != nil {
 		if cerr := q.listTeamEventsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing listTeamEventsStmt: %w", cerr)
@@ -559,6 +624,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing putTemplateStmt: %w", cerr)
 		}
 	}
+	if q.putTemplateTagStmt != nil {
+		if cerr := q.putTemplateTagStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing putTemplateTagStmt: %w", cerr)
+		}
+	}
+	if q.referredArtifactsStmt != nil {
+		if cerr := q.referredArtifactsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing referredArtifactsStmt: %w", cerr)
+		}
+	}
 	if q.revokeKeyStmt != nil {
 		if cerr := q.revokeKeyStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing revokeKeyStmt: %w", cerr)
@@ -607,6 +682,11 @@ func (q *Queries) Close() error {
 	if q.templateNamesStmt != nil {
 		if cerr := q.templateNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing templateNamesStmt: %w", cerr)
+		}
+	}
+	if q.templateTagStmt != nil {
+		if cerr := q.templateTagStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing templateTagStmt: %w", cerr)
 		}
 	}
 	if q.touchKeyStmt != nil {
@@ -672,12 +752,17 @@ type Queries struct {
 	addNameStmt                 *sql.Stmt
 	addSampleStmt               *sql.Stmt
 	beginRunStmt                *sql.Stmt
+	clearCurrentStmt            *sql.Stmt
 	copyNamesStmt               *sql.Stmt
+	countBuildSandboxesStmt     *sql.Stmt
 	countKeysStmt               *sql.Stmt
 	countRunningStmt            *sql.Stmt
 	countTeamSandboxesStmt      *sql.Stmt
 	countTemplateSandboxesStmt  *sql.Stmt
+	countTemplateTagsStmt       *sql.Stmt
+	deleteBuildStmt             *sql.Stmt
 	deleteEventsStmt            *sql.Stmt
+	deleteLostNamesStmt         *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
 	deleteRecordsBeforeStmt     *sql.Stmt
 	deleteRunsBeforeStmt        *sql.Stmt
@@ -687,6 +772,7 @@ type Queries struct {
 	deleteSandboxRecordsStmt    *sql.Stmt
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
+	dropArtifactStmt            *sql.Stmt
 	endRunStmt                  *sql.Stmt
 	endedSandboxesStmt          *sql.Stmt
 	expiredSandboxesStmt        *sql.Stmt
@@ -716,6 +802,7 @@ type Queries struct {
 	listSandboxEventsStmt       *sql.Stmt
 	listSandboxesAscendingStmt  *sql.Stmt
 	listSandboxesDescendingStmt *sql.Stmt
+	listSnapshotsDescendingStmt *sql.Stmt
 	listTeamEventsStmt          *sql.Stmt
 	listTeamsStmt               *sql.Stmt
 	listTemplatesStmt           *sql.Stmt
@@ -729,6 +816,8 @@ type Queries struct {
 	putBuildStmt                *sql.Stmt
 	putMetaStmt                 *sql.Stmt
 	putTemplateStmt             *sql.Stmt
+	putTemplateTagStmt          *sql.Stmt
+	referredArtifactsStmt       *sql.Stmt
 	revokeKeyStmt               *sql.Stmt
 	rootfsDigestsStmt           *sql.Stmt
 	runningMetadataStmt         *sql.Stmt
@@ -739,6 +828,7 @@ type Queries struct {
 	templateByIDStmt            *sql.Stmt
 	templateByNameStmt          *sql.Stmt
 	templateNamesStmt           *sql.Stmt
+	templateTagStmt             *sql.Stmt
 	touchKeyStmt                *sql.Stmt
 	trimRecordsStmt             *sql.Stmt
 	unfinishedSandboxesStmt     *sql.Stmt
@@ -753,12 +843,17 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		addNameStmt:                 q.addNameStmt,
 		addSampleStmt:               q.addSampleStmt,
 		beginRunStmt:                q.beginRunStmt,
+		clearCurrentStmt:            q.clearCurrentStmt,
 		copyNamesStmt:               q.copyNamesStmt,
+		countBuildSandboxesStmt:     q.countBuildSandboxesStmt,
 		countKeysStmt:               q.countKeysStmt,
 		countRunningStmt:            q.countRunningStmt,
 		countTeamSandboxesStmt:      q.countTeamSandboxesStmt,
 		countTemplateSandboxesStmt:  q.countTemplateSandboxesStmt,
+		countTemplateTagsStmt:       q.countTemplateTagsStmt,
+		deleteBuildStmt:             q.deleteBuildStmt,
 		deleteEventsStmt:            q.deleteEventsStmt,
+		deleteLostNamesStmt:         q.deleteLostNamesStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,
 		deleteRecordsBeforeStmt:     q.deleteRecordsBeforeStmt,
 		deleteRunsBeforeStmt:        q.deleteRunsBeforeStmt,
@@ -768,6 +863,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteSandboxRecordsStmt:    q.deleteSandboxRecordsStmt,
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
+		dropArtifactStmt:            q.dropArtifactStmt,
 		endRunStmt:                  q.endRunStmt,
 		endedSandboxesStmt:          q.endedSandboxesStmt,
 		expiredSandboxesStmt:        q.expiredSandboxesStmt,
@@ -797,6 +893,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		listSandboxEventsStmt:       q.listSandboxEventsStmt,
 		listSandboxesAscendingStmt:  q.listSandboxesAscendingStmt,
 		listSandboxesDescendingStmt: q.listSandboxesDescendingStmt,
+		listSnapshotsDescendingStmt: q.listSnapshotsDescendingStmt,
 		listTeamEventsStmt:          q.listTeamEventsStmt,
 		listTeamsStmt:               q.listTeamsStmt,
 		listTemplatesStmt:           q.listTemplatesStmt,
@@ -810,6 +907,8 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		putBuildStmt:                q.putBuildStmt,
 		putMetaStmt:                 q.putMetaStmt,
 		putTemplateStmt:             q.putTemplateStmt,
+		putTemplateTagStmt:          q.putTemplateTagStmt,
+		referredArtifactsStmt:       q.referredArtifactsStmt,
 		revokeKeyStmt:               q.revokeKeyStmt,
 		rootfsDigestsStmt:           q.rootfsDigestsStmt,
 		runningMetadataStmt:         q.runningMetadataStmt,
@@ -820,6 +919,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		templateByIDStmt:            q.templateByIDStmt,
 		templateByNameStmt:          q.templateByNameStmt,
 		templateNamesStmt:           q.templateNamesStmt,
+		templateTagStmt:             q.templateTagStmt,
 		touchKeyStmt:                q.touchKeyStmt,
 		trimRecordsStmt:             q.trimRecordsStmt,
 		unfinishedSandboxesStmt:     q.unfinishedSandboxesStmt,

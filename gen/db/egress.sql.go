@@ -43,6 +43,17 @@ func (q *Queries) CopyNames(ctx context.Context, arg CopyNamesParams) error {
 	return err
 }
 
+const deleteLostNames = `-- name: DeleteLostNames :exec
+DELETE FROM egress_names
+WHERE LENGTH(egress_names.sandbox_id) = 36 -- a build's
+  AND NOT EXISTS (SELECT 1 FROM builds WHERE builds.id = egress_names.sandbox_id)
+`
+
+func (q *Queries) DeleteLostNames(ctx context.Context) error {
+	_, err := q.exec(ctx, q.deleteLostNamesStmt, deleteLostNames)
+	return err
+}
+
 const deleteRecordsBefore = `-- name: DeleteRecordsBefore :execrows
 DELETE FROM egress_records WHERE at < $1
 `

@@ -40,6 +40,9 @@ type Build struct {
 	Env          string
 	CreatedAt    int64
 	FinishedAt   int64
+	Artifact     string
+	Sealed       string
+	SandboxID    string
 }
 
 type EgressRecord struct {
@@ -86,6 +89,7 @@ type Sandbox struct {
 	Lifecycle   string
 	Sealed      string
 	Saved       string
+	Origin      string
 }
 
 type Team struct {
@@ -102,6 +106,14 @@ type Template struct {
 	Current   string
 	CreatedAt int64
 	UpdatedAt int64
+	Kind      string
+}
+
+type TemplateTag struct {
+	TemplateID string
+	Tag        string
+	BuildID    string
+	AssignedAt int64
 }
 
 type UsageRun struct {

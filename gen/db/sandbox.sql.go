@@ -133,7 +133,7 @@ func (q *Queries) ExpiredSandboxes(ctx context.Context, arg ExpiredSandboxesPara
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes WHERE id = $1
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -167,6 +167,7 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.Lifecycle,
 		&i.Sealed,
 		&i.Saved,
+		&i.Origin,
 	)
 	return i, err
 }
@@ -175,11 +176,11 @@ const insertSandbox = `-- name: InsertSandbox :exec
 INSERT INTO sandboxes (
     id, team_id, template_id, alias, name, build_id, state, reason, node, handle,
     network, egress, resources, parent, metadata, created_at, started_at, ends_at,
-    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, lease_node, leased_until, version
+    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin, lease_node, leased_until, version
 ) VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
     $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, '', 0, 1
+    $19, $20, $21, $22, $23, $24, $25, '', 0, 1
 )
 `
 
@@ -208,6 +209,7 @@ type InsertSandboxParams struct {
 	Lifecycle  string
 	Sealed     string
 	Saved      string
+	Origin     string
 }
 
 func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) error {
@@ -236,6 +238,7 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) er
 		arg.Lifecycle,
 		arg.Sealed,
 		arg.Saved,
+		arg.Origin,
 	)
 	return err
 }
@@ -244,7 +247,7 @@ const leaseSandbox = `-- name: LeaseSandbox :many
 UPDATE sandboxes SET lease_node = $1, leased_until = $2
 WHERE id = $3 AND state = 'running' AND ends_at <= $4
   AND (lease_node = $1 OR leased_until <= $4)
-RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved
+RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin
 `
 
 type LeaseSandboxParams struct {
@@ -296,6 +299,7 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 			&i.Lifecycle,
 			&i.Sealed,
 			&i.Saved,
+			&i.Origin,
 		); err != nil {
 			return nil, err
 		}
@@ -311,7 +315,7 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 }
 
 const listSandboxesAscending = `-- name: ListSandboxesAscending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -390,6 +394,7 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 			&i.Lifecycle,
 			&i.Sealed,
 			&i.Saved,
+			&i.Origin,
 		); err != nil {
 			return nil, err
 		}
@@ -405,7 +410,7 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 }
 
 const listSandboxesDescending = `-- name: ListSandboxesDescending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -484,6 +489,7 @@ func (q *Queries) ListSandboxesDescending(ctx context.Context, arg ListSandboxes
 			&i.Lifecycle,
 			&i.Sealed,
 			&i.Saved,
+			&i.Origin,
 		); err != nil {
 			return nil, err
 		}
@@ -566,7 +572,7 @@ func (q *Queries) RunningMetadata(ctx context.Context, arg RunningMetadataParams
 }
 
 const unfinishedSandboxes = `-- name: UnfinishedSandboxes :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
 WHERE state IN ('pending', 'running', 'pausing', 'paused', 'resuming', 'killing')
 ORDER BY id
 `
@@ -608,6 +614,7 @@ func (q *Queries) UnfinishedSandboxes(ctx context.Context) ([]Sandbox, error) {
 			&i.Lifecycle,
 			&i.Sealed,
 			&i.Saved,
+			&i.Origin,
 		); err != nil {
 			return nil, err
 		}

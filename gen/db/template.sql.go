@@ -13,6 +13,7 @@ const deleteOldBuilds = `-- name: DeleteOldBuilds :execrows
 DELETE FROM builds
 WHERE builds.finished_at > 0 AND builds.finished_at < $1
   AND NOT EXISTS (SELECT 1 FROM templates WHERE templates.current = builds.id)
+  AND NOT EXISTS (SELECT 1 FROM template_tags WHERE template_tags.build_id = builds.id)
   AND NOT EXISTS (
       SELECT 1 FROM sandboxes
       WHERE sandboxes.build_id = builds.id
@@ -50,7 +51,7 @@ func (q *Queries) DeleteTemplateNames(ctx context.Context, templateID string) er
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at FROM builds WHERE id = $1
+SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id FROM builds WHERE id = $1
 `
 
 func (q *Queries) GetBuild(ctx context.Context, id string) (Build, error) {
@@ -70,12 +71,15 @@ func (q *Queries) GetBuild(ctx context.Context, id string) (Build, error) {
 		&i.Env,
 		&i.CreatedAt,
 		&i.FinishedAt,
+		&i.Artifact,
+		&i.Sealed,
+		&i.SandboxID,
 	)
 	return i, err
 }
 
 const getTemplate = `-- name: GetTemplate :one
-SELECT id, team_id, public, current, created_at, updated_at FROM templates WHERE id = $1 AND (team_id = $2 OR public = 1 OR $2 = '')
+SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates WHERE id = $1 AND (team_id = $2 OR public = 1 OR $2 = '')
 `
 
 type GetTemplateParams struct {
@@ -93,6 +97,7 @@ func (q *Queries) GetTemplate(ctx context.Context, arg GetTemplateParams) (Templ
 		&i.Current,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Kind,
 	)
 	return i, err
 }
@@ -119,7 +124,7 @@ func (q *Queries) InsertTemplateName(ctx context.Context, arg InsertTemplateName
 }
 
 const listBuilds = `-- name: ListBuilds :many
-SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at FROM builds WHERE template_id = $1 ORDER BY created_at DESC, id
+SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id FROM builds WHERE template_id = $1 ORDER BY created_at DESC, id
 `
 
 func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, error) {
@@ -145,6 +150,9 @@ func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, e
 			&i.Env,
 			&i.CreatedAt,
 			&i.FinishedAt,
+			&i.Artifact,
+			&i.Sealed,
+			&i.SandboxID,
 		); err != nil {
 			return nil, err
 		}
@@ -160,8 +168,8 @@ func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, e
 }
 
 const listTemplates = `-- name: ListTemplates :many
-SELECT id, team_id, public, current, created_at, updated_at FROM templates
-WHERE team_id = $1 OR public = 1 OR $1 = ''
+SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates
+WHERE kind = '' AND (team_id = $1 OR public = 1 OR $1 = '')
 ORDER BY created_at, id
 `
 
@@ -181,6 +189,7 @@ func (q *Queries) ListTemplates(ctx context.Context, teamID string) ([]Template,
 			&i.Current,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -208,7 +217,7 @@ func (q *Queries) LockTemplate(ctx context.Context, id string) (int64, error) {
 }
 
 const publicTemplateByName = `-- name: PublicTemplateByName :many
-SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at FROM templates
+SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind FROM templates
 JOIN template_names ON template_names.template_id = templates.id
 WHERE template_names.name = $1 AND templates.public = 1
 ORDER BY templates.created_at, templates.id
@@ -231,6 +240,7 @@ func (q *Queries) PublicTemplateByName(ctx context.Context, name string) ([]Temp
 			&i.Current,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -248,13 +258,14 @@ func (q *Queries) PublicTemplateByName(ctx context.Context, name string) ([]Temp
 const putBuild = `-- name: PutBuild :exec
 INSERT INTO builds (
     id, template_id, status, reason, source, rootfs_digest, rootfs, resources,
-    default_user, workdir, env, created_at, finished_at
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, source = excluded.source,
     rootfs_digest = excluded.rootfs_digest, rootfs = excluded.rootfs,
     resources = excluded.resources, default_user = excluded.default_user,
-    workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at
+    workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at,
+    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id
 `
 
 type PutBuildParams struct {
@@ -271,6 +282,9 @@ type PutBuildParams struct {
 	Env          string
 	CreatedAt    int64
 	FinishedAt   int64
+	Artifact     string
+	Sealed       string
+	SandboxID    string
 }
 
 func (q *Queries) PutBuild(ctx context.Context, arg PutBuildParams) error {
@@ -288,13 +302,16 @@ func (q *Queries) PutBuild(ctx context.Context, arg PutBuildParams) error {
 		arg.Env,
 		arg.CreatedAt,
 		arg.FinishedAt,
+		arg.Artifact,
+		arg.Sealed,
+		arg.SandboxID,
 	)
 	return err
 }
 
 const putTemplate = `-- name: PutTemplate :exec
-INSERT INTO templates (id, team_id, public, current, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO templates (id, team_id, public, current, created_at, updated_at, kind)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (id) DO UPDATE SET
     public = excluded.public, current = excluded.current, updated_at = excluded.updated_at
 `
@@ -306,6 +323,7 @@ type PutTemplateParams struct {
 	Current   string
 	CreatedAt int64
 	UpdatedAt int64
+	Kind      string
 }
 
 func (q *Queries) PutTemplate(ctx context.Context, arg PutTemplateParams) error {
@@ -316,6 +334,7 @@ func (q *Queries) PutTemplate(ctx context.Context, arg PutTemplateParams) error 
 		arg.Current,
 		arg.CreatedAt,
 		arg.UpdatedAt,
+		arg.Kind,
 	)
 	return err
 }
@@ -348,7 +367,7 @@ func (q *Queries) RootfsDigests(ctx context.Context) ([]string, error) {
 }
 
 const templateByID = `-- name: TemplateByID :many
-SELECT id, team_id, public, current, created_at, updated_at FROM templates WHERE id = $1
+SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates WHERE id = $1
 `
 
 func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, error) {
@@ -367,6 +386,7 @@ func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, erro
 			&i.Current,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Kind,
 		); err != nil {
 			return nil, err
 		}
@@ -382,7 +402,7 @@ func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, erro
 }
 
 const templateByName = `-- name: TemplateByName :one
-SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at FROM templates
+SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind FROM templates
 JOIN template_names ON template_names.template_id = templates.id
 WHERE template_names.team_id = $1 AND template_names.name = $2
 `
@@ -402,6 +422,7 @@ func (q *Queries) TemplateByName(ctx context.Context, arg TemplateByNameParams) 
 		&i.Current,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Kind,
 	)
 	return i, err
 }

@@ -256,6 +256,12 @@ type CreateSandbox struct {
 	TimeoutSeconds *int64 `json:"timeoutSeconds,omitempty"`
 }
 
+// CreateSnapshot defines model for CreateSnapshot.
+type CreateSnapshot struct {
+	// Name [team/]name[:tag]. A name that has been used before keeps its template and its tag moves. Left out, the snapshot has a template id only.
+	Name string `json:"name,omitempty"`
+}
+
 // CreatedKey defines model for CreatedKey.
 type CreatedKey struct {
 	CreatedAt time.Time `json:"createdAt"`
@@ -388,6 +394,21 @@ type FlowKind string
 // FlowVerdict defines model for Flow.Verdict.
 type FlowVerdict string
 
+// ForkSandbox defines model for ForkSandbox.
+type ForkSandbox struct {
+	// Count 1 to 100; 1 when left out.
+	Count *int `json:"count,omitempty"`
+
+	// TimeoutSeconds Life of each copy; 300 when left out.
+	TimeoutSeconds *int64 `json:"timeoutSeconds,omitempty"`
+}
+
+// Forked Exactly one of the two.
+type Forked struct {
+	Error   *Error   `json:"error,omitempty"`
+	Sandbox *Sandbox `json:"sandbox,omitempty"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	// Ok Whether a create can succeed now.
@@ -453,6 +474,15 @@ type Network struct {
 
 	// PrivateTraffic Require the traffic token on every port but the agent's.
 	PrivateTraffic bool `json:"privateTraffic,omitempty"`
+}
+
+// Origin Of what a sandbox is a copy.
+type Origin struct {
+	// Sandbox The id of the sandbox that was forked, or saved.
+	Sandbox string `json:"sandbox"`
+
+	// Snapshot The id that the snapshot had; absent for a fork.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // PauseSandbox defines model for PauseSandbox.
@@ -584,6 +614,9 @@ type Sandbox struct {
 	Network   Network           `json:"network"`
 	Node      string            `json:"node,omitempty"`
 
+	// Origin Of what a sandbox is a copy.
+	Origin *Origin `json:"origin,omitempty"`
+
 	// PausedAt Only while it is paused or being resumed.
 	PausedAt *time.Time `json:"pausedAt,omitempty"`
 	Provider string     `json:"provider,omitempty"`
@@ -627,6 +660,32 @@ type SetTimeout struct {
 
 	// TimeoutSeconds 0 is its end now - killed or paused as `lifecycle.onTimeout` says.
 	TimeoutSeconds *int64 `json:"timeoutSeconds"`
+}
+
+// Snapshot defines model for Snapshot.
+type Snapshot struct {
+	BuildID   string    `json:"buildID"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Engine The engine that saved it; another cannot restore it.
+	Engine string `json:"engine"`
+
+	// Id What a create takes as template: team/name:tag, or template:tag.
+	Id   string `json:"id"`
+	Name string `json:"name,omitempty"`
+
+	// Resources In a request a zero or absent member means the template's default.
+	Resources Resources `json:"resources"`
+
+	// Sandbox The id of its source.
+	Sandbox string `json:"sandbox"`
+
+	// SizeBytes Length of its files; on disk they may be sparse.
+	SizeBytes int64  `json:"sizeBytes"`
+	Tag       string `json:"tag"`
+
+	// Template Template id.
+	Template string `json:"template"`
 }
 
 // State defines model for State.
@@ -771,6 +830,16 @@ type ListEventsParams struct {
 	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
+// ListSnapshotsParams defines parameters for ListSnapshots.
+type ListSnapshotsParams struct {
+	// Sandbox Only those of the sandbox with this id.
+	Sandbox *string `form:"sandbox,omitempty" json:"sandbox,omitempty"`
+	Limit   *Limit  `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// NextToken From the header X-Next-Token of the page before.
+	NextToken *string `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
 // GetUsageParams defines parameters for GetUsage.
 type GetUsageParams struct {
 	// From RFC 3339.
@@ -795,6 +864,9 @@ type CreateSandboxJSONRequestBody = CreateSandbox
 // PutBudgetJSONRequestBody defines body for PutBudget for application/json ContentType.
 type PutBudgetJSONRequestBody = Budget
 
+// ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
+type ForkSandboxJSONRequestBody = ForkSandbox
+
 // PutNetworkJSONRequestBody defines body for PutNetwork for application/json ContentType.
 type PutNetworkJSONRequestBody = PutNetwork
 
@@ -803,6 +875,9 @@ type PauseSandboxJSONRequestBody = PauseSandbox
 
 // ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
 type ResumeSandboxJSONRequestBody = ResumeSandbox
+
+// CreateSnapshotJSONRequestBody defines body for CreateSnapshot for application/json ContentType.
+type CreateSnapshotJSONRequestBody = CreateSnapshot
 
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody = SetTimeout
@@ -851,6 +926,9 @@ type ServerInterface interface {
 	// ListEvents The audit events of a sandbox, oldest first; follow=true streams.
 	// (GET /sandboxes/{id}/events)
 	ListEvents(w http.ResponseWriter, r *http.Request, id ID, params ListEventsParams)
+	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
+	// (POST /sandboxes/{id}/fork)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
@@ -860,9 +938,18 @@ type ServerInterface interface {
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// CreateSnapshot Save a running sandbox as a template, memory included. It stands still for a moment and runs on. 409 while it is being saved already.
+	// (POST /sandboxes/{id}/snapshots)
+	CreateSnapshot(w http.ResponseWriter, r *http.Request, id ID)
 	// SetTimeout Move the end of a running sandbox to now plus a timeout. 409 when it is paused.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(w http.ResponseWriter, r *http.Request, id ID)
+	// ListSnapshots One page of the team's snapshots, newest first; each tag is one.
+	// (GET /snapshots)
+	ListSnapshots(w http.ResponseWriter, r *http.Request, params ListSnapshotsParams)
+	// DeleteSnapshot Delete a snapshot by its id or name, percent-encoded. With a tag only that; without one all of them. 409 while sandboxes that have not ended are based on it.
+	// (DELETE /snapshots/{id})
+	DeleteSnapshot(w http.ResponseWriter, r *http.Request, id ID)
 	// GetStatus What this server is and whether it can create sandboxes now.
 	// (GET /status)
 	GetStatus(w http.ResponseWriter, r *http.Request)
@@ -1328,6 +1415,32 @@ func (siw *ServerInterfaceWrapper) ListEvents(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ForkSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ForkSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // PutNetwork operation middleware
 func (siw *ServerInterfaceWrapper) PutNetwork(w http.ResponseWriter, r *http.Request) {
 
@@ -1406,6 +1519,32 @@ func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// CreateSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) CreateSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateSnapshot(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // SetTimeout operation middleware
 func (siw *ServerInterfaceWrapper) SetTimeout(w http.ResponseWriter, r *http.Request) {
 
@@ -1423,6 +1562,91 @@ func (siw *ServerInterfaceWrapper) SetTimeout(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.SetTimeout(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSnapshots operation middleware
+func (siw *ServerInterfaceWrapper) ListSnapshots(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSnapshotsParams
+
+	// ------------- Optional query parameter "sandbox" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sandbox", r.URL.Query(), &params.Sandbox, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sandbox"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sandbox", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "nextToken" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "nextToken", r.URL.Query(), &params.NextToken, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "nextToken"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "nextToken", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSnapshots(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) DeleteSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteSnapshot(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1675,6 +1899,10 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/timeout", wrapper.SetTimeout)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/pause", wrapper.PauseSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/resume", wrapper.ResumeSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/snapshots", wrapper.CreateSnapshot)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/fork", wrapper.ForkSandbox)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/snapshots", wrapper.ListSnapshots)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/snapshots/{id}", wrapper.DeleteSnapshot)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/network", wrapper.PutNetwork)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/egress", wrapper.ListFlows)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/events", wrapper.ListEvents)
@@ -2316,6 +2544,46 @@ func (response ListEventsdefaultJSONResponse) VisitListEventsResponse(w http.Res
 	return err
 }
 
+type ForkSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *ForkSandboxJSONRequestBody
+}
+
+type ForkSandboxResponseObject interface {
+	VisitForkSandboxResponse(w http.ResponseWriter) error
+}
+
+type ForkSandbox201JSONResponse []Forked
+
+func (response ForkSandbox201JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ForkSandboxdefaultJSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PutNetworkRequestObject struct {
 	Id   ID `json:"id"`
 	Body *PutNetworkJSONRequestBody
@@ -2436,6 +2704,46 @@ func (response ResumeSandboxdefaultJSONResponse) VisitResumeSandboxResponse(w ht
 	return err
 }
 
+type CreateSnapshotRequestObject struct {
+	Id   ID `json:"id"`
+	Body *CreateSnapshotJSONRequestBody
+}
+
+type CreateSnapshotResponseObject interface {
+	VisitCreateSnapshotResponse(w http.ResponseWriter) error
+}
+
+type CreateSnapshot201JSONResponse Snapshot
+
+func (response CreateSnapshot201JSONResponse) VisitCreateSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateSnapshotdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateSnapshotdefaultJSONResponse) VisitCreateSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type SetTimeoutRequestObject struct {
 	Id   ID `json:"id"`
 	Body *SetTimeoutJSONRequestBody
@@ -2465,6 +2773,88 @@ type SetTimeoutdefaultJSONResponse struct {
 }
 
 func (response SetTimeoutdefaultJSONResponse) VisitSetTimeoutResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSnapshotsRequestObject struct {
+	Params ListSnapshotsParams
+}
+
+type ListSnapshotsResponseObject interface {
+	VisitListSnapshotsResponse(w http.ResponseWriter) error
+}
+
+type ListSnapshots200ResponseHeaders struct {
+	XNextToken *string
+}
+
+type ListSnapshots200JSONResponse struct {
+	Body    []Snapshot
+	Headers ListSnapshots200ResponseHeaders
+}
+
+func (response ListSnapshots200JSONResponse) VisitListSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XNextToken != nil {
+		w.Header().Set("X-Next-Token", fmt.Sprint(*response.Headers.XNextToken))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSnapshotsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ListSnapshotsdefaultJSONResponse) VisitListSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteSnapshotRequestObject struct {
+	Id ID `json:"id"`
+}
+
+type DeleteSnapshotResponseObject interface {
+	VisitDeleteSnapshotResponse(w http.ResponseWriter) error
+}
+
+type DeleteSnapshot204Response struct {
+}
+
+func (response DeleteSnapshot204Response) VisitDeleteSnapshotResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteSnapshotdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response DeleteSnapshotdefaultJSONResponse) VisitDeleteSnapshotResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2668,6 +3058,9 @@ type StrictServerInterface interface {
 	// ListEvents The audit events of a sandbox, oldest first; follow=true streams.
 	// (GET /sandboxes/{id}/events)
 	ListEvents(ctx context.Context, request ListEventsRequestObject) (ListEventsResponseObject, error)
+	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
+	// (POST /sandboxes/{id}/fork)
+	ForkSandbox(ctx context.Context, request ForkSandboxRequestObject) (ForkSandboxResponseObject, error)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(ctx context.Context, request PutNetworkRequestObject) (PutNetworkResponseObject, error)
@@ -2677,9 +3070,18 @@ type StrictServerInterface interface {
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
+	// CreateSnapshot Save a running sandbox as a template, memory included. It stands still for a moment and runs on. 409 while it is being saved already.
+	// (POST /sandboxes/{id}/snapshots)
+	CreateSnapshot(ctx context.Context, request CreateSnapshotRequestObject) (CreateSnapshotResponseObject, error)
 	// SetTimeout Move the end of a running sandbox to now plus a timeout. 409 when it is paused.
 	// (POST /sandboxes/{id}/timeout)
 	SetTimeout(ctx context.Context, request SetTimeoutRequestObject) (SetTimeoutResponseObject, error)
+	// ListSnapshots One page of the team's snapshots, newest first; each tag is one.
+	// (GET /snapshots)
+	ListSnapshots(ctx context.Context, request ListSnapshotsRequestObject) (ListSnapshotsResponseObject, error)
+	// DeleteSnapshot Delete a snapshot by its id or name, percent-encoded. With a tag only that; without one all of them. 409 while sandboxes that have not ended are based on it.
+	// (DELETE /snapshots/{id})
+	DeleteSnapshot(ctx context.Context, request DeleteSnapshotRequestObject) (DeleteSnapshotResponseObject, error)
 	// GetStatus What this server is and whether it can create sandboxes now.
 	// (GET /status)
 	GetStatus(ctx context.Context, request GetStatusRequestObject) (GetStatusResponseObject, error)
@@ -3115,6 +3517,42 @@ func (sh *strictHandler) ListEvents(w http.ResponseWriter, r *http.Request, id I
 	}
 }
 
+// ForkSandbox operation middleware
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request ForkSandboxRequestObject
+
+	request.Id = id
+
+	var body ForkSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ForkSandbox(ctx, request.(ForkSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ForkSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ForkSandboxResponseObject); ok {
+		if err := validResponse.VisitForkSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // PutNetwork operation middleware
 func (sh *strictHandler) PutNetwork(w http.ResponseWriter, r *http.Request, id ID) {
 	var request PutNetworkRequestObject
@@ -3220,6 +3658,42 @@ func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, i
 	}
 }
 
+// CreateSnapshot operation middleware
+func (sh *strictHandler) CreateSnapshot(w http.ResponseWriter, r *http.Request, id ID) {
+	var request CreateSnapshotRequestObject
+
+	request.Id = id
+
+	var body CreateSnapshotJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateSnapshot(ctx, request.(CreateSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateSnapshot")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateSnapshotResponseObject); ok {
+		if err := validResponse.VisitCreateSnapshotResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // SetTimeout operation middleware
 func (sh *strictHandler) SetTimeout(w http.ResponseWriter, r *http.Request, id ID) {
 	var request SetTimeoutRequestObject
@@ -3246,6 +3720,58 @@ func (sh *strictHandler) SetTimeout(w http.ResponseWriter, r *http.Request, id I
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SetTimeoutResponseObject); ok {
 		if err := validResponse.VisitSetTimeoutResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSnapshots operation middleware
+func (sh *strictHandler) ListSnapshots(w http.ResponseWriter, r *http.Request, params ListSnapshotsParams) {
+	var request ListSnapshotsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSnapshots(ctx, request.(ListSnapshotsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSnapshots")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListSnapshotsResponseObject); ok {
+		if err := validResponse.VisitListSnapshotsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteSnapshot operation middleware
+func (sh *strictHandler) DeleteSnapshot(w http.ResponseWriter, r *http.Request, id ID) {
+	var request DeleteSnapshotRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteSnapshot(ctx, request.(DeleteSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteSnapshot")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DeleteSnapshotResponseObject); ok {
+		if err := validResponse.VisitDeleteSnapshotResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/caisson-dev/caisson/engine/wire"
 	"github.com/caisson-dev/caisson/internal/undo"
@@ -56,6 +58,11 @@ func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (
 		return snapshot.Artifact{}, fmt.Errorf("snapshot: %w", err)
 	}
 	if err := b.p.call(ctx, op, wire.ByID{ID: b.id}, nil, files...); err != nil {
+		err = errors.Join(err, full(dir))
+		for _, f := range files {
+			// The sentry of a failed save may keep its descriptors for long.
+			_ = f.Truncate(0)
+		}
 		return snapshot.Artifact{}, fmt.Errorf("snapshot: %w", err)
 	}
 	for _, f := range files {
@@ -66,6 +73,19 @@ func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (
 		a.SizeBytes += fi.Size()
 	}
 	return a, nil
+}
+
+// nearlyFull is how much space may be left where writing failed for want of it.
+const nearlyFull = 16 << 20
+
+// full is ENOSPC when the file system of dir has no room; what the sentry says
+// of a failed write has no kind.
+func full(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || int64(st.Bavail)*st.Bsize > nearlyFull {
+		return nil
+	}
+	return syscall.ENOSPC
 }
 
 func createAll(dir string, names []string) ([]*os.File, error) {

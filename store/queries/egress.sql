@@ -37,3 +37,8 @@ SELECT @to_sandbox, source.name, source.addr FROM egress_names AS source WHERE s
 
 -- name: DeleteSandboxNames :exec
 DELETE FROM egress_names WHERE sandbox_id = $1;
+
+-- name: DeleteLostNames :exec
+DELETE FROM egress_names
+WHERE LENGTH(egress_names.sandbox_id) = 36 -- a build's
+  AND NOT EXISTS (SELECT 1 FROM builds WHERE builds.id = egress_names.sandbox_id);

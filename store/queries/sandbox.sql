@@ -2,11 +2,11 @@
 INSERT INTO sandboxes (
     id, team_id, template_id, alias, name, build_id, state, reason, node, handle,
     network, egress, resources, parent, metadata, created_at, started_at, ends_at,
-    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, lease_node, leased_until, version
+    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin, lease_node, leased_until, version
 ) VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
     $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, '', 0, 1
+    $19, $20, $21, $22, $23, $24, $25, '', 0, 1
 );
 
 -- name: GetSandbox :one

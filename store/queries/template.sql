@@ -1,6 +1,6 @@
 -- name: PutTemplate :exec
-INSERT INTO templates (id, team_id, public, current, created_at, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO templates (id, team_id, public, current, created_at, updated_at, kind)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (id) DO UPDATE SET
     public = excluded.public, current = excluded.current, updated_at = excluded.updated_at;
 
@@ -24,7 +24,7 @@ LIMIT 1;
 
 -- name: ListTemplates :many
 SELECT * FROM templates
-WHERE team_id = @team_id OR public = 1 OR @team_id = ''
+WHERE kind = '' AND (team_id = @team_id OR public = 1 OR @team_id = '')
 ORDER BY created_at, id;
 
 -- name: DeleteTemplate :execrows
@@ -45,13 +45,14 @@ SELECT name FROM template_names WHERE template_id = $1 ORDER BY position;
 -- name: PutBuild :exec
 INSERT INTO builds (
     id, template_id, status, reason, source, rootfs_digest, rootfs, resources,
-    default_user, workdir, env, created_at, finished_at
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, source = excluded.source,
     rootfs_digest = excluded.rootfs_digest, rootfs = excluded.rootfs,
     resources = excluded.resources, default_user = excluded.default_user,
-    workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at;
+    workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at,
+    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id;
 
 -- name: GetBuild :one
 SELECT * FROM builds WHERE id = $1;
@@ -66,6 +67,7 @@ SELECT DISTINCT rootfs_digest FROM builds WHERE rootfs_digest <> '' ORDER BY roo
 DELETE FROM builds
 WHERE builds.finished_at > 0 AND builds.finished_at < @finished_before
   AND NOT EXISTS (SELECT 1 FROM templates WHERE templates.current = builds.id)
+  AND NOT EXISTS (SELECT 1 FROM template_tags WHERE template_tags.build_id = builds.id)
   AND NOT EXISTS (
       SELECT 1 FROM sandboxes
       WHERE sandboxes.build_id = builds.id

@@ -39,6 +39,8 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"followers":           followers,
 		"templates":           templates,
 		"template deletion":   templateDeletion,
+		"snapshots":           snapshots,
+		"snapshot deletion":   snapshotDeletion,
 		"keys":                keys,
 		"teams":               teams,
 		"metadata":            metadata,
