@@ -89,7 +89,7 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 	m.entries[c.sb.ID] = c.entry
 	m.mu.Unlock()
 
-	c.stage = StageAdmit
+	c.enter(StageAdmit)
 	if err := m.insert(ctx, c); err != nil {
 		// A commit whose answer was lost leaves a Pending row without an entry;
 		// the sweep ends it.
@@ -111,6 +111,7 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 			if f := m.deps.Metrics.Created; f != nil {
 				f(time.Since(began))
 			}
+			c.ready()
 			return c.sb, nil
 		}
 		err = errAborted
@@ -215,7 +216,7 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	defer cancel()
 
 	if c.warm == nil {
-		c.stage = StageQueue
+		c.enter(StageQueue)
 		select {
 		case m.slots <- struct{}{}:
 		case <-ctx.Done():
@@ -224,7 +225,7 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 		defer func() { <-m.slots }()
 	}
 
-	c.stage = StageAttach
+	c.enter(StageAttach)
 	if err := m.inherit(ctx, c); err != nil {
 		return nil, err
 	}
@@ -238,13 +239,13 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 		return nil, because(ctx, fmt.Errorf("attach egress: %w", err))
 	}
 
-	c.stage = StageBox
+	c.enter(StageBox)
 	box, err := m.createBox(ctx, c, att)
 	if err != nil {
 		return nil, err
 	}
 
-	c.stage = StageAgent
+	c.enter(StageAgent)
 	if c.warm != nil {
 		return box, m.bind(ctx, c.sb, box) // recorded as Running already
 	}
@@ -252,7 +253,7 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 		return nil, err
 	}
 
-	c.stage = StageCommit
+	c.enter(StageCommit)
 	now := clock()
 	sb, err := m.deps.Store.Mutate(ctx, c.sb.ID, func(s *Sandbox) (audit.Event, error) {
 		s.State, s.Handle = Running, box.Handle()

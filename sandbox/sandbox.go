@@ -129,6 +129,10 @@ type CreateRequest struct {
 	AutoResume, FilesOnly bool
 	// Budget goes to Lifecycle; members that are not set are the server's.
 	Budget Budget
+	// Progress, when set, is told of each Stage as it begins, from the create's
+	// own goroutine: it must not block. The first comes once the create has been
+	// admitted.
+	Progress func(Stage)
 }
 
 // Filter selects sandboxes for List.

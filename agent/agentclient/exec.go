@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -24,6 +26,11 @@ type Command struct {
 	// Cols and Rows, when set, give the command a terminal of that size; its
 	// output goes to Stdout.
 	Cols, Rows uint16
+	// Timeout, when set, is after how long the agent kills the command and all
+	// that it started; Wait then returns all output and
+	// context.DeadlineExceeded. It has no effect when the context of Exec has a
+	// deadline.
+	Timeout time.Duration
 	// Stdout and Stderr receive output while Wait runs; nil discards it.
 	Stdout, Stderr io.Writer
 }
@@ -64,6 +71,11 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (*Process, error) {
 	req := connect.NewRequest(msg)
 	if cmd.User != "" {
 		req.Header().Set("Authorization", basicUser(cmd.User))
+	}
+	if cmd.Timeout > 0 {
+		if _, bounded := ctx.Deadline(); !bounded {
+			req.Header().Set("Connect-Timeout-Ms", strconv.FormatInt(max(1, cmd.Timeout.Milliseconds()), 10))
+		}
 	}
 	stream, err := c.procs.Start(ctx, req)
 	if err != nil {
