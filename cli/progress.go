@@ -9,6 +9,7 @@ import (
 	"charm.land/lipgloss/v2"
 
 	"github.com/caisson-dev/caisson/cli/terminal"
+	"github.com/caisson-dev/caisson/client"
 )
 
 // progress shows the steps of long work on standard error: one line a step
@@ -18,11 +19,15 @@ type progress struct {
 	s     *session
 	live  bool
 	begun time.Time
+	// passing shows the current step and the time since the beginning, once that
+	// is worth it, and nothing remains of it.
+	passing bool
 
-	mu      sync.Mutex // guards step, since, detail
+	mu      sync.Mutex // guards step, since, detail, drawn
 	step    string
 	since   time.Time
 	detail  string
+	drawn   bool
 	stop    chan struct{}
 	stopped sync.WaitGroup
 }
@@ -33,6 +38,22 @@ func (s *session) newProgress() *progress {
 		p.stopped.Go(p.animate)
 	}
 	return p
+}
+
+// passingAfter is how long something takes before it is shown as it passes.
+const passingAfter = 300 * time.Millisecond
+
+// watchCreate makes a create show its stages, where there is a terminal to show
+// them on. end must be called when it has ended.
+func (s *session) watchCreate(o *client.CreateOptions, asJSON bool) (end func()) {
+	if asJSON || s.quiet || !terminal.Is(s.Err) {
+		return func() {}
+	}
+	p := &progress{s: s, live: true, passing: true, begun: time.Now(), stop: make(chan struct{})}
+	p.report("creating", "")
+	o.Progress = func(st client.Stage) { p.report(st.Name, "") }
+	p.stopped.Go(p.animate)
+	return func() { p.end(nil) }
 }
 
 // report is a Progress.
@@ -53,6 +74,10 @@ func (p *progress) finish(word string) {
 		return
 	}
 	took := time.Since(p.since)
+	if p.passing {
+		p.step = ""
+		return
+	}
 	if p.live {
 		fmt.Fprintf(p.s.Err, "\r\x1b[K%s: %s (%s)\n", terminal.Text(p.step), word, short(took))
 	} else {
@@ -67,6 +92,9 @@ func (p *progress) end(err error) {
 	p.stopped.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.drawn && p.passing {
+		fmt.Fprint(p.s.Err, "\r\x1b[K")
+	}
 	if err != nil {
 		last := p.detail
 		p.finish("failed")
@@ -97,8 +125,16 @@ func (p *progress) draw() {
 	if p.step == "" {
 		return
 	}
+	since := p.since
+	if p.passing {
+		since = p.begun
+		if time.Since(since) < passingAfter {
+			return
+		}
+	}
+	p.drawn = true
 	width, _ := terminal.Size(p.s.Err)
-	line := fmt.Sprintf("%s … %s  %s", terminal.Text(p.step), short(time.Since(p.since)), terminal.Text(p.detail))
+	line := fmt.Sprintf("%s … %s  %s", terminal.Text(p.step), short(time.Since(since)), terminal.Text(p.detail))
 	if lipgloss.Width(line) >= width {
 		line = lipgloss.NewStyle().MaxWidth(max(width-1, 10)).Render(line)
 	}

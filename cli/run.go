@@ -26,16 +26,30 @@ func (s *session) runCommand() *cobra.Command {
 	var create createFlags
 	var f execFlags
 	var co code
+	var p parallel
 	cmd := &cobra.Command{
-		Use:   "run [--] [<command> [argument...]]",
+		Use:   "run [--] [<command> [argument...] [::: <item>...]]",
 		Short: "Run a command or code in a fresh sandbox, then destroy it",
-		Long:  `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.`,
+		Long:  `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.
+
+With --parallel or --items the command is run once for each item behind ":::" and each line of the file, in a sandbox of
+its own and some at a time. The item takes the place of {} in the arguments, or is added as the last; code gets it as its
+argument. A line that begins with { is an item in JSON, with members of its own (docs/batch.md). --timeout then is each item's. The exit code
+is the number of items that failed, 100 for more.`,
 		Example: `caisson run -- python3 -c 'print(6 * 7)'
 caisson run -l javascript -c 'console.log(6 * 7)'
 caisson run --preset pypi -- bash -c 'pip install -q requests && pip list'
-cat main.py | caisson run -c -`,
+cat main.py | caisson run -c -
+caisson run --parallel 8 -- pytest -q ::: tests/a.py tests/b.py
+ls data | caisson run --parallel 4 --items - -c 'import sys; print(sys.argv[1])'`,
 		Args: args("[command]", "[argument...]"),
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
+			if p.given() {
+				return s.runParallel(ctx, c, create, f, co, p, got)
+			}
+			if p.failFast {
+				return usage(fmt.Errorf("--fail-fast goes with --parallel or --items"))
+			}
 			if len(got) == 0 && !co.given() {
 				return usage(fmt.Errorf("nothing to run: give a command, -c CODE or -f FILE"))
 			}
@@ -48,6 +62,7 @@ cat main.py | caisson run -c -`,
 	create.add(cmd)
 	f.add(cmd)
 	co.add(cmd)
+	p.add(cmd)
 	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
@@ -71,7 +86,9 @@ func (s *session) oneShot(ctx context.Context, c *connection, create createFlags
 	o.Timeout = lease
 	// Ctrl-C while it is being created must not leave it behind.
 	creating, cancel := outlive(ctx, 5*time.Second)
+	end := s.watchCreate(&o, f.json)
 	sb, err := c.Create(creating, o)
+	end()
 	cancel()
 	if err != nil {
 		return err

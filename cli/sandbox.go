@@ -119,7 +119,9 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 			}
 			o.Name, o.Timeout = got[0], time.Duration(ttl)*time.Minute
 			o.Metadata[ttlLabel] = fmt.Sprint(ttl)
+			end := s.watchCreate(&o, asJSON)
 			sb, err := c.Create(ctx, o)
+			end()
 			if err != nil {
 				return err
 			}

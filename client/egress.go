@@ -1,11 +1,8 @@
 package client
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"iter"
 	"net/http"
 	"net/url"
@@ -116,45 +113,25 @@ func rows[T any](ctx context.Context, c *Client, path string, o RowOptions) iter
 	}
 }
 
-// stream reads server-sent events until the end event, the end of the
-// connection or false from each.
+// stream reads the rows of a log that is followed, until the end event, the end
+// of the connection or false from each.
 func stream[T any](ctx context.Context, c *Client, r request, each func(T) bool) error {
-	resp, err := c.send(ctx, r, "text/event-stream")
+	resp, err := c.send(ctx, r, eventStream)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(make([]byte, 0, 64<<10), 1<<20)
-	event := ""
-	for lines.Scan() {
-		name, value, _ := bytes.Cut(lines.Bytes(), []byte(":"))
-		value = bytes.TrimPrefix(value, []byte(" "))
-		switch string(name) {
-		case "event":
-			event = string(value)
-		case "data":
-			if event == "end" {
-				return nil
-			}
-			var v T
-			if err := json.Unmarshal(value, &v); err != nil {
-				return &Error{Op: "follow " + r.path, Message: "unreadable row in the stream", cause: err}
-			}
-			if !each(v) {
-				return nil
-			}
-		case "":
-			event = ""
+	_, err = readEvents(ctx, resp.Body, "follow "+r.path, maxRow, func(event string, data []byte) (bool, error) {
+		if event == "end" {
+			return false, nil
 		}
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("follow %s: %w", r.path, context.Cause(ctx))
-	}
-	if err := lines.Err(); err != nil {
-		return &Error{Op: "follow " + r.path, Code: "unreachable", Message: "the stream broke: " + err.Error(), cause: err}
-	}
-	return nil
+		var v T
+		if err := json.Unmarshal(data, &v); err != nil {
+			return false, &Error{Op: "follow " + r.path, Message: "unreadable row in the stream", cause: err}
+		}
+		return each(v), nil
+	})
+	return err
 }
 
 // EgressDecision is the answer to a check.

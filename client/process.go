@@ -173,9 +173,14 @@ func copyOut(data *pb.ProcessEvent_DataEvent, stdout, stderr io.Writer) error {
 }
 
 func exitOf(end *pb.ProcessEvent_EndEvent) Exit {
-	e := Exit{Code: int(end.GetExitCode()), Status: end.GetStatus()}
-	if !end.GetExited() && !strings.HasPrefix(e.Status, "signal: ") {
-		e.Reason = e.Status
+	return exitFrom(int(end.GetExitCode()), end.GetExited(), end.GetStatus())
+}
+
+// exitFrom is an Exit; what is neither an exit nor a signal is a limit.
+func exitFrom(code int, exited bool, status string) Exit {
+	e := Exit{Code: code, Status: status}
+	if !exited && !strings.HasPrefix(status, "signal: ") {
+		e.Reason = status
 	}
 	return e
 }

@@ -135,6 +135,9 @@ type CreateOptions struct {
 	Presets   []string
 	Resources Resources
 	Lifecycle Lifecycle
+	// Progress, when set, is told what the create is about to do, as it happens;
+	// Create waits for it.
+	Progress func(Stage)
 }
 
 type createBody struct {
@@ -155,15 +158,13 @@ type egressBody struct {
 
 // Create makes a sandbox and returns when commands can be run in it.
 func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
-	body := createBody{
-		Name: o.Name, Template: o.Template, TimeoutSeconds: seconds(o.Timeout),
-		Env: o.Env, Metadata: o.Metadata, Network: o.Network, Resources: o.Resources, Lifecycle: o.Lifecycle,
-	}
-	if len(o.Presets) > 0 {
-		body.Egress = &egressBody{Presets: o.Presets}
+	r := createRequest(o)
+	if o.Progress != nil {
+		return c.createWatched(ctx, r, o.Progress)
 	}
 	var sb Sandbox
-	err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &sb})
+	r.out = &sb
+	err := c.do(ctx, r)
 	return sb, err
 }
 

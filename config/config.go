@@ -67,6 +67,7 @@ type Limits struct {
 	WallTime         time.Duration `key:"wall_time" doc:"Longest run of one command; 0 means no limit."`
 	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
 	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
+	BatchConcurrency int           `key:"batch_concurrency" doc:"Most items of a batch that run at a time."`
 	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
 	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
@@ -140,7 +141,7 @@ func Defaults(env Environ) Config {
 		Limits: Limits{
 			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 512,
 			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
-			SandboxesPerTeam: 200, MaxTimeout: 24 * time.Hour,
+			SandboxesPerTeam: 200, BatchConcurrency: 64, MaxTimeout: 24 * time.Hour,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},

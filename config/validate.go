@@ -170,6 +170,9 @@ func destination(s string) bool {
 	return hostname(strings.TrimPrefix(s, "*."))
 }
 
+// maxBatchConcurrency bounds what one call may keep in memory: some MiB an item.
+const maxBatchConcurrency = 1000
+
 func (c *check) limits(l Limits) {
 	c.within("limits.memory_mib", int64(l.MemoryMiB), 16, int64(l.MaxMemoryMiB), "limits.max_memory_mib")
 	c.within("limits.cpus", int64(l.CPUs), 1, int64(l.MaxCPUs), "limits.max_cpus")
@@ -183,6 +186,9 @@ func (c *check) limits(l Limits) {
 	}
 	if l.SandboxesPerTeam < 1 {
 		c.fail("limits.sandboxes_per_team", "must be at least 1")
+	}
+	if l.BatchConcurrency < 1 || l.BatchConcurrency > maxBatchConcurrency {
+		c.fail("limits.batch_concurrency", "must be 1 to %d", maxBatchConcurrency)
 	}
 	for key, v := range map[string]int64{"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress)} {
 		if v < 0 {

@@ -4,11 +4,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/caisson-dev/caisson/agent/version"
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
+	"github.com/caisson-dev/caisson/batch"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
 	"github.com/caisson-dev/caisson/sandbox"
@@ -25,6 +27,16 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		return nil, err
 	}
 	creates := identity.NewLimiter(float64(cfg.Rate.CreatesPerSecond), cfg.Rate.CreateBurst)
+	batches, err := batch.New(batch.Config{
+		Sandboxes: n.manager, MaxConcurrency: cfg.Limits.BatchConcurrency, MaxTimeout: cfg.Limits.MaxTimeout, Log: n.log,
+		Allow: func(team identity.TeamID) (time.Duration, bool) {
+			q, ok := creates.Allow(string(team))
+			return q.RetryAfter, ok
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/", api.Handler(api.Config{
 		Auth:     n.home.keys,
@@ -41,7 +53,7 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
-			Meter: n.meter, Budgets: n.manager, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
+			Meter: n.meter, Budgets: n.manager, Batches: batches, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},
 			Pool:      n.poolStatus(), Stop: stop, Log: n.log,

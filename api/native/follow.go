@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/caisson-dev/caisson/api"
-	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/sandbox"
 )
 
@@ -56,11 +55,7 @@ func (f *follow[T]) stream(w http.ResponseWriter) error {
 	if err := f.flush(f.ctx); err != nil {
 		return err
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no")
-	apierr.Empty(w, http.StatusOK)
+	eventHeader(w)
 	out := http.NewResponseController(w)
 	for {
 		ended, err := f.sendNew(w)

@@ -114,6 +114,7 @@ type Config struct {
 	Templates Templates
 	Meter     Meter
 	Budgets   Budgets
+	Batches   Batches
 	// Creates bounds creates per team; nil bounds nothing.
 	Creates *identity.Limiter
 	// Policy is the effective policy of a sandbox that asks for nothing.
@@ -141,7 +142,7 @@ func Handler(c Config) http.Handler {
 	onError := func(w http.ResponseWriter, r *http.Request, err error) { api.WriteError(w, r, c.Log, err) }
 	badRequest := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, api.DecodeError(err)) }
 	badParameter := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, parameterError(r, err)) }
-	strict := nativeapi.NewStrictHandlerWithOptions(&server{c}, nil, nativeapi.StrictHTTPServerOptions{
+	strict := nativeapi.NewStrictHandlerWithOptions(&server{c}, []nativeapi.StrictMiddlewareFunc{streams}, nativeapi.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: badRequest, ResponseErrorHandlerFunc: onError,
 	})
 	nativeapi.HandlerWithOptions(strict, nativeapi.StdHTTPServerOptions{

@@ -79,7 +79,31 @@ func (s *server) ListSandboxes(ctx context.Context, r nativeapi.ListSandboxesReq
 // CreateSandbox implements nativeapi.StrictServerInterface.
 func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxRequestObject) (nativeapi.CreateSandboxResponseObject, error) {
 	who := api.Caller(ctx)
-	in := r.Body
+	req, err := s.createRequest(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
+		return nil, api.TooFast(q, "too many creates")
+	}
+	if wantsEvents(ctx) {
+		return s.watch(ctx, who, req)
+	}
+	box, err := s.Sandboxes.Create(ctx, who, req)
+	if err != nil {
+		return nil, createError(req, err)
+	}
+	return nativeapi.CreateSandbox201JSONResponse(s.detail(box)), nil
+}
+
+func createError(req sandbox.CreateRequest, err error) error {
+	if errdefs.IsNotFound(err) {
+		return api.NoTemplate(req.Template).WithCause(err)
+	}
+	return err
+}
+
+func (s *server) createRequest(in *nativeapi.CreateSandbox) (sandbox.CreateRequest, error) {
 	req := sandbox.CreateRequest{
 		Template: cmp.Or(strings.TrimSpace(in.Template), "base"), Name: in.Name,
 		Timeout: defaultTimeout, Env: in.Env, Metadata: in.Metadata,
@@ -88,12 +112,12 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 		req.Timeout = min(req.Timeout, s.Limits.MaxTimeout)
 	}
 	if _, err := template.ParseReference(req.Template); err != nil {
-		return nil, apierr.Field("template", "%q is not [namespace/]name[:tag]", api.Clip(req.Template)).WithCause(err)
+		return req, apierr.Field("template", "%q is not [namespace/]name[:tag]", api.Clip(req.Template)).WithCause(err)
 	}
+	var err error
 	if in.TimeoutSeconds != nil {
-		var err error
 		if req.Timeout, err = s.seconds(*in.TimeoutSeconds, 1); err != nil {
-			return nil, err
+			return req, err
 		}
 	}
 	if in.Resources != nil {
@@ -102,27 +126,14 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 			DiskMiB: in.Resources.DiskMiB, Processes: in.Resources.Processes,
 		}
 	}
-	var err error
 	if req.Network, err = s.network(in.Network, in.Egress); err != nil {
-		return nil, err
+		return req, err
 	}
 	if req.Budget, err = readBudget(in.Budget); err != nil {
-		return nil, err
+		return req, err
 	}
-	if err := readLifecycle(&req, in.Lifecycle); err != nil {
-		return nil, err
-	}
-	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
-		return nil, api.TooFast(q, "too many creates")
-	}
-	box, err := s.Sandboxes.Create(ctx, who, req)
-	if errdefs.IsNotFound(err) {
-		return nil, api.NoTemplate(req.Template).WithCause(err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return nativeapi.CreateSandbox201JSONResponse(s.detail(box)), nil
+	err = readLifecycle(&req, in.Lifecycle)
+	return req, err
 }
 
 // seconds checks a timeout.

@@ -201,6 +201,73 @@ func (e StatusEgressDefault) Valid() bool {
 	}
 }
 
+// Batch defines model for Batch.
+type Batch struct {
+	// Concurrency How many items run at a time: at most limits.batch_concurrency; 8 when left out, or the number of items when that is less.
+	Concurrency *int           `json:"concurrency,omitempty"`
+	Cwd         string         `json:"cwd,omitempty"`
+	Egress      *EgressOptions `json:"egress,omitempty"`
+
+	// Env For every item.
+	Env map[string]string `json:"env,omitempty"`
+
+	// Isolation sandbox (the default): each item has a fresh sandbox, which is then destroyed. shared: all run in `sandbox`.
+	Isolation string            `json:"isolation,omitempty"`
+	Items     []BatchItem       `json:"items"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	Network   *Network          `json:"network,omitempty"`
+
+	// Resources In a request a zero or absent member means the template's default.
+	Resources *Resources `json:"resources,omitempty"`
+
+	// Sandbox With isolation shared: the id of a running sandbox. It is neither extended nor ended.
+	Sandbox string `json:"sandbox,omitempty"`
+
+	// StopOnError Start no more items once one has failed. Those that run go on.
+	StopOnError bool `json:"stopOnError,omitempty"`
+
+	// Template Name, name:tag or id; default base. This and the next four members go with isolation sandbox only.
+	Template string `json:"template,omitempty"`
+
+	// TimeoutSeconds Bounds each item's wait for its sandbox and, again, its command; 300 when left out.
+	TimeoutSeconds *int64 `json:"timeoutSeconds,omitempty"`
+	User           string `json:"user,omitempty"`
+}
+
+// BatchFile defines model for BatchFile.
+type BatchFile struct {
+	// Content In base64.
+	Content string `json:"content"`
+	Path    string `json:"path"`
+}
+
+// BatchItem Exactly one of cmd and code.
+type BatchItem struct {
+	// Args Of the program, or of the code.
+	Args []string `json:"args,omitempty"`
+
+	// Cmd A program; looked up in PATH when it has no slash. No shell is involved.
+	Cmd  string `json:"cmd,omitempty"`
+	Code string `json:"code,omitempty"`
+
+	// Collect Files to return when it has ended, at most 16 and 4 MiB in all. Relative paths begin at the user's home, here and in files.
+	Collect []string          `json:"collect,omitempty"`
+	Cwd     string            `json:"cwd,omitempty"`
+	Env     map[string]string `json:"env,omitempty"`
+
+	// Files Written before it runs. At most 64.
+	Files []BatchFile `json:"files,omitempty"`
+
+	// Id Names it in the events; its index when left out. Must be unique.
+	Id string `json:"id,omitempty"`
+
+	// Language Of code: python (the default), javascript or bash.
+	Language string `json:"language,omitempty"`
+
+	// Stdin The whole input. Without it there is none.
+	Stdin *string `json:"stdin,omitempty"`
+}
+
 // Budget The most that a sandbox may use over all its runs; without a member the
 // server's limit holds, if there is one. At 80 % the event
 // `sandbox.budget_near` warns, then the sandbox is paused with the reason
@@ -852,6 +919,9 @@ type GetUsageParams struct {
 	Group *string `form:"group,omitempty" json:"group,omitempty"`
 }
 
+// RunBatchJSONRequestBody defines body for RunBatch for application/json ContentType.
+type RunBatchJSONRequestBody = Batch
+
 // CheckEgressJSONRequestBody defines body for CheckEgress for application/json ContentType.
 type CheckEgressJSONRequestBody = EgressCheck
 
@@ -887,6 +957,9 @@ type ServerInterface interface {
 	// ListAudit The audit events of the team, oldest first.
 	// (GET /audit)
 	ListAudit(w http.ResponseWriter, r *http.Request, params ListAuditParams)
+	// RunBatch Run many commands, each in a fresh sandbox or all in one, some at a time; streams their results.
+	// (POST /batch)
+	RunBatch(w http.ResponseWriter, r *http.Request)
 	// CheckEgress Say what would happen to one connection, and which rule decides.
 	// (POST /egress/check)
 	CheckEgress(w http.ResponseWriter, r *http.Request)
@@ -908,7 +981,7 @@ type ServerInterface interface {
 	// ListSandboxes One page of the team's sandboxes, newest first.
 	// (GET /sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
-	// CreateSandbox Create a sandbox; answers when its agent does.
+	// CreateSandbox Create a sandbox; answers when its agent does, with text/event-stream accepted also before.
 	// (POST /sandboxes)
 	CreateSandbox(w http.ResponseWriter, r *http.Request)
 	// DeleteSandbox Kill a sandbox. 404 when it has ended before.
@@ -1010,6 +1083,20 @@ func (siw *ServerInterfaceWrapper) ListAudit(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListAudit(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RunBatch operation middleware
+func (siw *ServerInterfaceWrapper) RunBatch(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RunBatch(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1894,6 +1981,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/pool", wrapper.GetPool)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes", wrapper.ListSandboxes)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes", wrapper.CreateSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/batch", wrapper.RunBatch)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/sandboxes/{id}", wrapper.DeleteSandbox)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}", wrapper.GetSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/timeout", wrapper.SetTimeout)
@@ -1949,6 +2037,74 @@ type ListAuditdefaultJSONResponse struct {
 }
 
 func (response ListAuditdefaultJSONResponse) VisitListAuditResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RunBatchRequestObject struct {
+	Body *RunBatchJSONRequestBody
+}
+
+type RunBatchResponseObject interface {
+	VisitRunBatchResponse(w http.ResponseWriter) error
+}
+
+type RunBatch200TexteventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response RunBatch200TexteventStreamResponse) VisitRunBatchResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type RunBatchdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RunBatchdefaultJSONResponse) VisitRunBatchResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2233,6 +2389,49 @@ type CreateSandboxRequestObject struct {
 
 type CreateSandboxResponseObject interface {
 	VisitCreateSandboxResponse(w http.ResponseWriter) error
+}
+
+type CreateSandbox200TexteventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response CreateSandbox200TexteventStreamResponse) VisitCreateSandboxResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
 }
 
 type CreateSandbox201JSONResponse Sandbox
@@ -3019,6 +3218,9 @@ type StrictServerInterface interface {
 	// ListAudit The audit events of the team, oldest first.
 	// (GET /audit)
 	ListAudit(ctx context.Context, request ListAuditRequestObject) (ListAuditResponseObject, error)
+	// RunBatch Run many commands, each in a fresh sandbox or all in one, some at a time; streams their results.
+	// (POST /batch)
+	RunBatch(ctx context.Context, request RunBatchRequestObject) (RunBatchResponseObject, error)
 	// CheckEgress Say what would happen to one connection, and which rule decides.
 	// (POST /egress/check)
 	CheckEgress(ctx context.Context, request CheckEgressRequestObject) (CheckEgressResponseObject, error)
@@ -3040,7 +3242,7 @@ type StrictServerInterface interface {
 	// ListSandboxes One page of the team's sandboxes, newest first.
 	// (GET /sandboxes)
 	ListSandboxes(ctx context.Context, request ListSandboxesRequestObject) (ListSandboxesResponseObject, error)
-	// CreateSandbox Create a sandbox; answers when its agent does.
+	// CreateSandbox Create a sandbox; answers when its agent does, with text/event-stream accepted also before.
 	// (POST /sandboxes)
 	CreateSandbox(ctx context.Context, request CreateSandboxRequestObject) (CreateSandboxResponseObject, error)
 	// DeleteSandbox Kill a sandbox. 404 when it has ended before.
@@ -3154,6 +3356,37 @@ func (sh *strictHandler) ListAudit(w http.ResponseWriter, r *http.Request, param
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListAuditResponseObject); ok {
 		if err := validResponse.VisitListAuditResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RunBatch operation middleware
+func (sh *strictHandler) RunBatch(w http.ResponseWriter, r *http.Request) {
+	var request RunBatchRequestObject
+
+	var body RunBatchJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RunBatch(ctx, request.(RunBatchRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RunBatch")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RunBatchResponseObject); ok {
+		if err := validResponse.VisitRunBatchResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1,6 +1,7 @@
 package apierr
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -41,6 +42,19 @@ func WriteNative(w http.ResponseWriter, r *http.Request, log *slog.Logger, reque
 		Code: p.Status, Message: p.Message, ErrorCode: p.Code,
 		Field: p.Field, Limit: p.Limit, RequestID: requestID,
 	})
+}
+
+// Native is the body that WriteNative would answer with, for an error that comes
+// after an answer has begun.
+func Native(ctx context.Context, log *slog.Logger, requestID string, err error) NativeBody {
+	p := Describe(err, requestID)
+	if p.Internal {
+		log.ErrorContext(ctx, "request failed after its answer began", slog.String("reference", requestID), slog.Any("error", err))
+	}
+	return NativeBody{
+		Code: p.Status, Message: p.Message, ErrorCode: p.Code,
+		Field: p.Field, Limit: p.Limit, RequestID: requestID,
+	}
 }
 
 func report(w http.ResponseWriter, r *http.Request, log *slog.Logger, requestID string, err error) Public {
