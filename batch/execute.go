@@ -173,7 +173,7 @@ func (x *run) kill(ctx context.Context, agent *agentclient.Client, proc *agentcl
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	group := "-" + strconv.FormatUint(uint64(proc.PID()), 10)
-	killer, err := agent.Exec(ctx, agentclient.Command{Cmd: "/bin/sh", Args: []string{"-c", "kill -9 -- " + group}, User: x.req.User})
+	killer, err := agent.Exec(ctx, agentclient.Command{Cmd: "/bin/sh", Args: []string{"-c", "kill -KILL " + group}, User: x.req.User})
 	if err == nil {
 		_, _ = killer.Wait()
 	}

@@ -89,11 +89,11 @@ func (s *session) runParallel(ctx context.Context, c *connection, create createF
 
 // batchItems makes the items of the command line and of the file.
 func (s *session) batchItems(co code, file string, argv []string) ([]client.BatchItem, error) {
-	var plain []string
+	var behind []string
 	if i := slices.Index(argv, itemMark); i >= 0 {
-		argv, plain = argv[:i], argv[i+1:]
+		argv, behind = argv[:i], argv[i+1:]
 	}
-	if slices.Contains(plain, itemMark) {
+	if slices.Contains(behind, itemMark) {
 		return nil, usage(fmt.Errorf("%s stands there twice: name all items behind one", itemMark))
 	}
 	t := itemTemplate{argv: argv, names: map[string]bool{}}
@@ -113,7 +113,7 @@ func (s *session) batchItems(co code, file string, argv []string) ([]client.Batc
 		}
 		t.language = lang.names[0]
 	}
-	for _, arg := range plain {
+	for _, arg := range behind {
 		if err := t.text(arg); err != nil {
 			return nil, err
 		}
@@ -229,8 +229,8 @@ func (t *itemTemplate) fill(it *client.BatchItem, args []string) error {
 // name makes a name of an item from its text, unlike those before.
 func (t *itemTemplate) name(text string) string {
 	base := strings.TrimSpace(terminal.Text(text))
-	for len(base) > maxLabel {
-		_, base = "", strings.ToValidUTF8(base[:maxLabel], "")
+	if len(base) > maxLabel {
+		base = strings.ToValidUTF8(base[:maxLabel], "")
 	}
 	name := base
 	for n := len(t.items) + 1; name == "" || t.names[name]; n++ {

@@ -40,6 +40,7 @@ type Stub struct {
 	boxes map[string]*box
 	keys  []client.Key
 	bare  bool // no template is built
+	slow  time.Duration
 	pool  client.PoolStatus
 
 	snapshots []client.Snapshot
@@ -113,6 +114,13 @@ func (s *Stub) DropTemplates() {
 	s.bare = true
 }
 
+// Slow makes each stage of a create that is watched take so long.
+func (s *Stub) Slow(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slow = d
+}
+
 // Warm sets what is said to be kept warm.
 func (s *Stub) Warm(st client.PoolStatus) {
 	s.mu.Lock()
@@ -159,6 +167,7 @@ func (s *Stub) handler() http.Handler {
 		reply(w, 200, s.pool)
 	})
 	mux.HandleFunc("POST "+v1+"/sandboxes", s.create)
+	mux.HandleFunc("POST "+v1+"/batch", s.batch)
 	mux.HandleFunc("GET "+v1+"/sandboxes", s.list)
 	mux.HandleFunc("GET "+v1+"/sandboxes/{id}", s.one(func(w http.ResponseWriter, _ *http.Request, b *box) { reply(w, 200, b.sb) }))
 	mux.HandleFunc("DELETE "+v1+"/sandboxes/{id}", s.one(func(w http.ResponseWriter, _ *http.Request, b *box) {
@@ -357,7 +366,12 @@ func (s *Stub) create(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	s.boxes[sb.ID] = b
+	slow := s.slow
 	s.mu.Unlock()
+	if strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
+		stages(w, slow, sb)
+		return
+	}
 	reply(w, 201, sb)
 }
 
