@@ -220,8 +220,23 @@ func TestItems(t *testing.T) {
 	if last := got.events[len(got.events)-1]; last.Summary == nil || *last.Summary != got.summary {
 		t.Errorf("last event %+v, want the summary", last)
 	}
-	if w.most != 3 || w.live != 0 || w.made != len(tests) || w.left(t) != 0 {
-		t.Errorf("%d sandboxes at once of %d, %d left; want 3 of %d and none", w.most, w.made, w.left(t), len(tests))
+	if w.most > 3 || w.live != 0 || w.made != len(tests) || w.left(t) != 0 {
+		t.Errorf("%d sandboxes at once of %d, %d left; want at most 3 of %d and none", w.most, w.made, w.left(t), len(tests))
+	}
+}
+
+// As many items run at a time as were asked for, and never more.
+func TestConcurrency(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 0)
+	dir := t.TempDir()
+	r := request()
+	r.Concurrency = 4
+	for i := range 12 {
+		r.Items = append(r.Items, sh(fmt.Sprintf("touch %s/%d; until [ $(ls %s | wc -l) -ge 4 ]; do sleep 0.02; done", dir, i, dir)))
+	}
+	if s := w.run(t, t.Context(), r, nil).summary; s.Succeeded != 12 || w.most != 4 {
+		t.Errorf("summary %+v with %d sandboxes at once, want 4", s, w.most)
 	}
 }
 

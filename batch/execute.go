@@ -122,18 +122,28 @@ func (x *run) inside(ctx context.Context, it Item, res *Result) error {
 
 // wait starts a command and returns how it ended. When ctx ends, or the agent
 // does not keep to its timeout, the command is killed.
-func (x *run) wait(ctx context.Context, agent *agentclient.Client, cmd agentclient.Command, stdin []byte) (agentclient.Exit, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+func (x *run) wait(outer context.Context, agent *agentclient.Client, cmd agentclient.Command, stdin []byte) (agentclient.Exit, error) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(outer))
 	late := time.AfterFunc(cmd.Timeout+grace, func() { cancel(context.DeadlineExceeded) })
 	defer late.Stop()
+	started := make(chan struct{})
+	var side sync.WaitGroup
+	side.Go(func() {
+		select {
+		case <-outer.Done():
+			x.letStart(outer, started)
+			cancel(context.Cause(outer))
+		case <-ctx.Done():
+		}
+	})
+	defer func() { cancel(nil); side.Wait() }()
 	proc, err := agent.Exec(ctx, cmd)
+	close(started)
 	if err != nil {
 		return agentclient.Exit{}, causeOf(ctx, err)
 	}
-	var input sync.WaitGroup
 	if stdin != nil {
-		input.Go(func() { feed(ctx, proc, stdin) })
+		side.Go(func() { feed(ctx, proc, stdin) })
 	}
 	exit, err := proc.Wait()
 	if err != nil {
@@ -142,9 +152,19 @@ func (x *run) wait(ctx context.Context, agent *agentclient.Client, cmd agentclie
 			x.kill(ctx, agent, proc)
 		}
 	}
-	cancel(nil)
-	input.Wait()
 	return exit, err
+}
+
+// letStart gives a command in a shared sandbox the time to say who it is: what
+// nobody knows nobody can kill.
+func (x *run) letStart(outer context.Context, started <-chan struct{}) {
+	if x.req.Shared == "" || errors.Is(context.Cause(outer), errGone) {
+		return
+	}
+	select {
+	case <-started:
+	case <-time.After(grace):
+	}
 }
 
 // causeOf prefers why ctx ended to what that led to.
