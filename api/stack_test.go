@@ -21,6 +21,7 @@ import (
 	"github.com/caisson-dev/caisson/api"
 	"github.com/caisson-dev/caisson/api/e2b"
 	"github.com/caisson-dev/caisson/api/native"
+	"github.com/caisson-dev/caisson/batch"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/ingress"
@@ -46,6 +47,7 @@ type stack struct {
 	manager *sandbox.Manager
 	store   *store.Store
 	flows   *store.FlowLog
+	stop    chan struct{} // closed when the server is about to stop
 
 	mu      sync.Mutex
 	healthy error
@@ -176,6 +178,17 @@ func start(t *testing.T, o settings) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
+	batches, err := batch.New(batch.Config{
+		Sandboxes: s.manager, MaxConcurrency: 16, MaxTimeout: time.Hour, Log: log,
+		Allow: func(team identity.TeamID) (time.Duration, bool) {
+			q, ok := o.creates.Allow(string(team))
+			return q.RetryAfter, ok
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stop = make(chan struct{})
 	handler := api.Handler(api.Config{
 		Auth: keys, Limiter: o.rate, Failures: o.failures, Health: s.health, Spec: spec.Native, Log: log,
 		E2B: e2b.Handler(e2b.Config{
@@ -184,7 +197,7 @@ func start(t *testing.T, o settings) *stack {
 		}),
 		Native: native.Handler(native.Config{
 			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
-			Meter: measures, Budgets: s.manager, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
+			Meter: measures, Budgets: s.manager, Batches: batches, Stop: s.stop, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},
 			Pool:      o.pool, Log: log,

@@ -111,7 +111,9 @@ func newWorld(t *testing.T, maxPerTeam int, change ...func(*batch.Config)) *worl
 	}
 	m, err := sandbox.New(sandbox.Config{MaxTimeout: time.Hour, MaxPerTeam: maxPerTeam, Unenforced: limits, DefaultUser: me.Username}, sandbox.Deps{
 		Store: db, Templates: templates{db}, Provider: boxes, Guard: gate{}, Seed: identity.NewSeed(), Log: log,
-		Policy: func(sandbox.Network) (egress.Policy, error) { return egress.Policy{Version: 1, Default: egress.Deny}, nil },
+		Policy: func(sandbox.Network) (egress.Policy, error) {
+			return egress.Policy{Version: 1, Default: egress.Deny}, nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +255,7 @@ func TestFiles(t *testing.T) {
 	if err := res.Files[1].Err; !errdefs.IsResourceExhausted(err) || len(res.Files[1].Content) != 0 {
 		t.Errorf("a file that is too large = %v", err)
 	}
-	if err := res.Files[2].Err; !errdefs.IsInvalidArgument(err) || !strings.Contains(apierr.Text(err), out+".none") {
+	if err := res.Files[2].Err; !errdefs.IsNotFound(err) || !strings.Contains(apierr.Text(err), out+".none") {
 		t.Errorf("a file that is not there = %v", err)
 	}
 }
@@ -589,4 +591,3 @@ func TestCheckSharedAndTemplate(t *testing.T) {
 		t.Errorf("New() = %v", err)
 	}
 }
-

@@ -234,6 +234,9 @@ func (x *run) collect(ctx context.Context, agent *agentclient.Client, paths []st
 
 func (x *run) read(ctx context.Context, agent *agentclient.Client, path string, most int64) ([]byte, error) {
 	r, err := agent.ReadFile(ctx, x.req.User, path)
+	if errdefs.IsNotFound(err) {
+		return nil, apierr.New(errdefs.ErrNotFound, "there is no file %q", path).WithCause(err)
+	}
 	if err != nil {
 		return nil, shown(err)
 	}

@@ -30,7 +30,7 @@ func (s *session) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [--] [<command> [argument...] [::: <item>...]]",
 		Short: "Run a command or code in a fresh sandbox, then destroy it",
-		Long:  `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.
+		Long: `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.
 
 With --parallel or --items the command is run once for each item behind ":::" and each line of the file, every time in a sandbox of its own. The item takes the place of {} in the arguments, or is added as the last; code gets it as its argument. A line that begins with { is an item in JSON (docs/batch.md). --timeout is each item's then, and five minutes when it is not given. The exit code is the number of items that failed, 100 for more.`,
 		Example: `caisson run -- python3 -c 'print(6 * 7)'
