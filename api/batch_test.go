@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -130,10 +131,10 @@ func TestCreateProgressInClient(t *testing.T) {
 func TestBatch(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{maxPerTeam: 3})
-	body := `{"concurrency":2,"timeoutSeconds":20,"env":{"A":"all"},"metadata":{"k":"v"},"items":[
+	body := strings.ReplaceAll(`{"concurrency":2,"timeoutSeconds":20,"env":{"A":"all"},"metadata":{"k":"v"},"items":[
 		{"id":"one","cmd":"sh","args":["-c","echo $A $B; echo oops >&2; exit 3"],"env":{"B":"b"}},
 		{"code":"print(input())","stdin":"hi\n"},
-		{"cmd":"sh","args":["-c","cat /tmp/caisson-api-batch"],"files":[{"path":"/tmp/caisson-api-batch","content":"aGVsbG8="}],"collect":["/tmp/caisson-api-batch","/nowhere"]}]}`
+		{"cmd":"sh","args":["-c","cat FILE"],"files":[{"path":"FILE","content":"aGVsbG8="}],"collect":["FILE","/nowhere"]}]}`, "FILE", filepath.Join(t.TempDir(), "file"))
 	results := map[string]map[string]any{}
 	var names []string
 	resp := s.stream(t, t.Context(), "/native/v1/batch", body)

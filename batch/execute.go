@@ -91,9 +91,7 @@ func (x *run) inside(ctx context.Context, it Item, res *Result) error {
 		if err := x.write(ctx, agent, File{Path: script, Content: []byte(it.Code)}); err != nil {
 			return err
 		}
-		if x.req.Shared != "" {
-			defer x.remove(ctx, agent, script)
-		}
+		defer x.remove(ctx, agent, script)
 	}
 	var stdout, stderr output
 	command := agentclient.Command{

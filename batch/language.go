@@ -43,7 +43,7 @@ func (it Item) command() (cmd string, args []string, script string) {
 	}
 	l, _ := languageOf(it.Language) // checked before
 	if len(it.Code) > maxArgument || strings.Contains(it.Code, "\x00") {
-		script = "/tmp/caisson-" + strings.ToLower(rand.Text()[:12]) + l.suffix
+		script = "/tmp/batch-" + strings.ToLower(rand.Text()[:12]) + l.suffix
 		return l.program, append([]string{script}, it.Args...), script
 	}
 	return l.program, slices.Concat(l.inline, []string{it.Code}, l.zeroth, it.Args), ""

@@ -28,7 +28,7 @@ func (s *session) runCommand() *cobra.Command {
 	var co code
 	var p parallel
 	cmd := &cobra.Command{
-		Use:   "run [--] [<command> [argument...] [::: <item>...]]",
+		Use:   "run [--] [<command> [argument...]]",
 		Short: "Run a command or code in a fresh sandbox, then destroy it",
 		Long: `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.
 

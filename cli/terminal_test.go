@@ -173,6 +173,41 @@ func TestOutputOnTerminal(t *testing.T) {
 	raw.wait(t, "\x1b]0;title\x07")
 }
 
+// TestCreateProgress shows the stages of a slow create on a terminal, and takes
+// them away; not when it is quick, and not where nobody asked.
+func TestCreateProgress(t *testing.T) {
+	t.Parallel()
+	stub := clitest.NewStub(t)
+	slow := func() { stub.Slow(350 * time.Millisecond) }
+	for _, tc := range []struct {
+		name  string
+		args  []string
+		slow  bool
+		shows bool
+	}{
+		{"create", []string{"sandbox", "create", "a"}, true, true},
+		{"run", []string{"run", "-n", "--", "true"}, true, true},
+		{"quick", []string{"run", "-n", "--", "true"}, false, false},
+		{"quiet", []string{"-q", "sandbox", "create", "a"}, true, false},
+		{"json", []string{"sandbox", "create", "a", "--json"}, true, false},
+	} {
+		stub.Slow(0)
+		if tc.slow {
+			slow()
+		}
+		s := newScreen(t)
+		if code := s.run(t, stub, tc.args...); code != 0 {
+			t.Fatalf("%s = %d: %s", tc.name, code, s)
+		}
+		if tc.shows {
+			s.wait(t, "preparing … ")
+			s.wait(t, "s  \r\x1b[K")
+		} else if text := s.String(); strings.Contains(text, "…") {
+			t.Errorf("%s shows %q", tc.name, text)
+		}
+	}
+}
+
 // TestOutputInPipe leaves every byte alone.
 func TestOutputInPipe(t *testing.T) {
 	t.Parallel()
@@ -217,6 +252,8 @@ func TestCompletion(t *testing.T) {
 		{"pool ", "status\t", "box-one"},
 		{"pool status ", ":4", "box-one"},
 		{"pool status --", "--watch\t", "box-one"},
+		{"run --", "--parallel\t", "box-one"},
+		{"run --p", "--preset\t", "box-one"},
 	} {
 		got := run(append([]string{"__complete"}, strings.Split(tc.line, " ")...)...)
 		if !strings.Contains(got, tc.offers) || strings.Contains(got, tc.not) {

@@ -147,6 +147,7 @@ func TestLoadErrors(t *testing.T) {
 		"pool memory":     {file: "pool: {memory_mib: much}\n", want: []string{"pool.memory_mib", "not a size"}},
 		"pool parallel":   {file: "pool: {parallel: 0}\n", want: []string{"pool.parallel: 0 is not from 1 to 64"}},
 		"pool typo":       {file: "pool: {template: {base: 4}}\n", want: []string{`did you mean "pool.templates"?`}},
+		"batch":           {file: "limits: {batch_concurrency: 0}\n", want: []string{"limits.batch_concurrency", "1 to 1000"}},
 		"unenforced":      {file: "limits: {unenforced: [disk]}\n", want: []string{"limits.unenforced"}},
 	}
 	for name, tt := range tests {

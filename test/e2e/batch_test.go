@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,17 +25,18 @@ func goClient(t *testing.T, s *testenv.Server) *client.Client {
 }
 
 // marked are the ids of the sandboxes with a label that have not ended.
-func marked(t *testing.T, s *testenv.Server, label string) (ids []string) {
+func marked(t *testing.T, s *testenv.Server, label string, states ...string) (ids []string) {
 	t.Helper()
 	var all []struct {
 		ID       string
+		State    string
 		Metadata map[string]string
 	}
 	if err := s.API(t.Context(), http.MethodGet, "/native/v1/sandboxes", nil, &all); err != nil {
 		t.Fatal(err)
 	}
 	for _, sb := range all {
-		if sb.Metadata["batch"] == label {
+		if sb.Metadata["batch"] == label && (len(states) == 0 || slices.Contains(states, sb.State)) {
 			ids = append(ids, sb.ID)
 		}
 	}
@@ -111,7 +113,7 @@ func TestBatchClientKilled(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 30*time.Second, "four sandboxes", func() bool { return len(marked(t, shared, t.Name())) == 4 })
+	waitFor(t, 30*time.Second, "four sandboxes", func() bool { return len(marked(t, shared, t.Name(), "running")) == 4 })
 	ids := marked(t, shared, t.Name())
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -200,5 +202,11 @@ func TestBatchShared(t *testing.T) {
 // sleepers counts the processes that TestBatchShared left.
 func sleepers(t *testing.T, b testenv.Box) int {
 	t.Helper()
-	return strings.Count(sh(t, shared, b, "ps -eo args").Stdout, "sleep 4321\n")
+	n := 0
+	for line := range strings.Lines(sh(t, shared, b, "ps -eo args").Stdout) {
+		if line == "sleep 4321\n" {
+			n++
+		}
+	}
+	return n
 }
