@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/caisson-dev/caisson/batch"
 	"github.com/caisson-dev/caisson/client"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/sandbox"
@@ -217,6 +218,27 @@ func TestBatchBadInput(t *testing.T) {
 	s.callAs(t, "e2b_no", "POST", "/native/v1/batch", `{`+item+`}`).wants(t, "no key", 401, "API key")
 	if n := s.live(t); n != 1 {
 		t.Errorf("%d sandboxes, want the one", n)
+	}
+}
+
+// A team may have so many batches at a time; one that ends makes room.
+func TestBatchesAtATime(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	sb := s.create(t, nil)
+	body := `{"isolation":"shared","sandbox":"` + sb.SandboxID + `","items":[{"cmd":"sleep","args":["1000"]}]}`
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range batch.MaxBatches {
+		if resp := s.stream(t, ctx, "/native/v1/batch", body); resp.StatusCode != 200 {
+			t.Fatalf("batch = %d", resp.StatusCode)
+		}
+	}
+	quick := strings.ReplaceAll(body, "1000", "0")
+	s.call(t, "POST", "/native/v1/batch", quick).wants(t, "one more", 429, "no more at a time")
+	cancel()
+	for s.call(t, "POST", "/native/v1/batch", quick).status != 200 { // the test's own timeout ends it
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 

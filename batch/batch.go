@@ -9,12 +9,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/caisson-dev/caisson/agent/agentclient"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/sandbox"
 )
 
@@ -43,14 +45,41 @@ type Config struct {
 }
 
 // Runner runs batches. Its methods are safe for concurrent use.
-type Runner struct{ cfg Config }
+type Runner struct {
+	cfg Config
+
+	mu      sync.Mutex // guards running
+	running map[identity.TeamID]int
+}
+
+// MaxBatches is how many batches a team may have at a time: what they keep of
+// output is in this process's memory.
+const MaxBatches = 16
 
 // New returns a Runner that starts nothing.
 func New(c Config) (*Runner, error) {
 	if c.Sandboxes == nil || c.Log == nil || c.MaxConcurrency < 1 || c.MaxTimeout <= 0 {
 		return nil, fmt.Errorf("batch runner: a setting is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	return &Runner{c}, nil
+	return &Runner{cfg: c, running: map[identity.TeamID]int{}}, nil
+}
+
+// Admit counts a batch of a team until release is called, once; it is
+// errdefs.ErrResourceExhausted when the team has MaxBatches.
+func (b *Runner) Admit(team identity.TeamID) (release func(), err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.running[team] >= MaxBatches {
+		return nil, apierr.New(errdefs.ErrResourceExhausted, "team %s has %d batches running, and may have no more at a time", team, MaxBatches)
+	}
+	b.running[team]++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.running[team]--; b.running[team] == 0 {
+			delete(b.running, team)
+		}
+	}, nil
 }
 
 // Request asks for a batch.

@@ -557,6 +557,29 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestAdmit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 0)
+	var releases []func()
+	for range batch.MaxBatches {
+		release, err := w.Admit(alice.Team)
+		if err != nil {
+			t.Fatalf("Admit() = %v", err)
+		}
+		releases = append(releases, release)
+	}
+	if _, err := w.Admit(alice.Team); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("Admit(one more) = %v, want resource exhausted", err)
+	}
+	if _, err := w.Admit(mallory.Team); err != nil {
+		t.Errorf("Admit(another team) = %v", err)
+	}
+	releases[0]()
+	if _, err := w.Admit(alice.Team); err != nil {
+		t.Errorf("Admit() after one has ended = %v", err)
+	}
+}
+
 func TestCheckSharedAndTemplate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 0)

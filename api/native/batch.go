@@ -21,6 +21,7 @@ import (
 // Batches is what this package needs of batch.Runner.
 type Batches interface {
 	Check(ctx context.Context, who identity.Principal, r *batch.Request) error
+	Admit(team identity.TeamID) (release func(), err error)
 	Run(ctx context.Context, who identity.Principal, r batch.Request, emit func(batch.Event) error) batch.Summary
 }
 
@@ -37,7 +38,11 @@ func (s *server) RunBatch(ctx context.Context, r nativeapi.RunBatchRequestObject
 		}
 		return nil, err
 	}
-	return &batched{server: s, ctx: ctx, who: who, req: req}, nil
+	release, err := s.Batches.Admit(who.Team)
+	if err != nil {
+		return nil, err
+	}
+	return &batched{server: s, ctx: ctx, who: who, req: req, release: release}, nil
 }
 
 func (s *server) batchRequest(in *nativeapi.Batch) (batch.Request, error) {
@@ -126,11 +131,14 @@ type batched struct {
 	ctx    context.Context //nolint:containedctx // of the request that this answers
 	who    identity.Principal
 	req    batch.Request
+	// release must be called when it has ended.
+	release func()
 }
 
 // VisitRunBatchResponse implements nativeapi.RunBatchResponseObject. It returns
 // when nothing of the batch is left.
 func (b *batched) VisitRunBatchResponse(w http.ResponseWriter) error {
+	defer b.release()
 	out := newEvents(w)
 	defer out.end()
 	ctx, cancel := context.WithCancelCause(b.ctx)
