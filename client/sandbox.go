@@ -1,10 +1,14 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -135,6 +139,10 @@ type CreateOptions struct {
 	Presets   []string
 	Resources Resources
 	Lifecycle Lifecycle
+	// IdempotencyKey, 1 to 255 printable ASCII characters, makes several Creates
+	// of the same one: while it runs they return it. Empty means a random one for
+	// each Create, which protects its own retry only.
+	IdempotencyKey string
 }
 
 type createBody struct {
@@ -153,7 +161,9 @@ type egressBody struct {
 	Presets []string `json:"presets,omitempty"`
 }
 
-// Create makes a sandbox and returns when commands can be run in it.
+// Create makes a sandbox and returns when commands can be run in it. When the
+// connection breaks before the answer it asks once more, with the same
+// idempotency key, and gets the sandbox of the first request if there is one.
 func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 	body := createBody{
 		Name: o.Name, Template: o.Template, TimeoutSeconds: seconds(o.Timeout),
@@ -163,8 +173,38 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 		body.Egress = &egressBody{Presets: o.Presets}
 	}
 	var sb Sandbox
-	err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes", in: body, out: &sb})
+	r := request{
+		method: http.MethodPost, path: "/sandboxes", in: body, out: &sb,
+		idempotencyKey: cmp.Or(o.IdempotencyKey, rand.Text()),
+	}
+	err := c.do(ctx, r)
+	if !lost(err) || ctx.Err() != nil {
+		return sb, err
+	}
+	pause := time.NewTimer(retryPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+		return sb, err
+	}
+	sb = Sandbox{}
+	err = c.do(ctx, r)
 	return sb, err
+}
+
+// retryPause is how long a server that breaks connections gets to come back.
+const retryPause = 500 * time.Millisecond
+
+// lost reports whether a request may have been served although no answer came:
+// not when no connection was made.
+func lost(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.cause == nil || (e.Status != 0 && !errors.Is(e.cause, io.ErrUnexpectedEOF)) {
+		return false
+	}
+	dial, ok := errors.AsType[*net.OpError](e.cause)
+	return !ok || dial.Op != "dial"
 }
 
 // seconds rounds up, so that a short life does not become none.

@@ -56,6 +56,9 @@ func (l *Loaded) validate() error {
 			c.fail(key, "%s is below 1h", keep)
 		}
 	}
+	if cfg.Retention.Idempotency < time.Minute {
+		c.fail("retention.idempotency", "%s is below 1m", cfg.Retention.Idempotency)
+	}
 	c.pool(cfg.Pool)
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
@@ -170,6 +173,9 @@ func destination(s string) bool {
 	return hostname(strings.TrimPrefix(s, "*."))
 }
 
+// maxQueue bounds limits.create_queue: each that waits holds a connection.
+const maxQueue = 100_000
+
 func (c *check) limits(l Limits) {
 	c.within("limits.memory_mib", int64(l.MemoryMiB), 16, int64(l.MaxMemoryMiB), "limits.max_memory_mib")
 	c.within("limits.cpus", int64(l.CPUs), 1, int64(l.MaxCPUs), "limits.max_cpus")
@@ -183,6 +189,15 @@ func (c *check) limits(l Limits) {
 	}
 	if l.SandboxesPerTeam < 1 {
 		c.fail("limits.sandboxes_per_team", "must be at least 1")
+	}
+	if l.CreateQueue < 0 || l.CreateQueue > maxQueue {
+		c.fail("limits.create_queue", "%d is not from 0 to %d", l.CreateQueue, maxQueue)
+	}
+	if l.CreateQueueWait < time.Second || l.CreateQueueWait > 10*time.Minute {
+		c.fail("limits.create_queue_wait", "%s is not between 1s and 10m", l.CreateQueueWait)
+	}
+	if l.MemoryReserveMiB < 0 {
+		c.fail("limits.memory_reserve_mib", "must not be negative")
 	}
 	for key, v := range map[string]int64{"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress)} {
 		if v < 0 {

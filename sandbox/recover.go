@@ -297,6 +297,7 @@ func (m *Manager) recordInterrupted(ctx context.Context, id ID) error {
 		if s.State != Pending {
 			return audit.Event{}, errEnded
 		}
+		s.Idempotency.Key = ""
 		s.State, s.Reason, s.EndedAt = Failed, "server stopped while the sandbox was being created", now
 		return audit.Event{Type: "sandbox.failed", At: now, Actor: "system", Reason: "interrupted"}, nil
 	})

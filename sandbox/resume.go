@@ -112,7 +112,15 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	m.mu.Unlock()
 
 	r := &revival{who: who, ttl: ttl, entry: e}
+	if sb.State == Paused && sb.Saved != nil {
+		r.artifact = *sb.Saved
+	}
+	leave, err := m.admission.enter(ctx, sb.Team)
+	if err != nil {
+		return Sandbox{}, m.unrevive(ctx, r, err)
+	}
 	box, err := m.revive(ctx, r)
+	leave()
 	if err == nil {
 		if m.publish(e, box, r.sb) {
 			m.watch(e, box)
@@ -172,13 +180,6 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("template of the paused sandbox: %w", err))
 	}
-	select {
-	case m.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	defer func() { <-m.slots }()
-
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
 	if err != nil {
@@ -229,7 +230,10 @@ func (m *Manager) unrevive(ctx context.Context, r *revival, first error) error {
 	var err error
 	switch {
 	case killed:
-		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.admitted {
+		m.mu.Lock()
+		delete(m.dormant, e.id)
+		m.mu.Unlock()
+		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.artifact.ID != "" {
 			m.deleteArtifact(ctx, r.artifact.ID)
 		}
 		first = notFound(e.id)

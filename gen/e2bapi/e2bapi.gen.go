@@ -440,6 +440,9 @@ type End = int64
 // ID defines model for ID.
 type ID = string
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // LogLimit defines model for LogLimit.
 type LogLimit = int32
 
@@ -456,6 +459,12 @@ type TeamID = string
 type ListSandboxesV1Params struct {
 	// Metadata Pairs key=value joined by &, keys and values percent-encoded, and the whole encoded again.
 	Metadata *Metadata `form:"metadata,omitempty" json:"metadata,omitempty"`
+}
+
+// CreateSandboxV1Params defines parameters for CreateSandboxV1.
+type CreateSandboxV1Params struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // GetSandboxesMetricsParams defines parameters for GetSandboxesMetrics.
@@ -542,6 +551,12 @@ type ListSandboxesParamsState string
 // ListSandboxesParamsOrder defines parameters for ListSandboxes.
 type ListSandboxesParamsOrder string
 
+// CreateSandboxParams defines parameters for CreateSandbox.
+type CreateSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetSandboxLogsParams defines parameters for GetSandboxLogs.
 type GetSandboxLogsParams struct {
 	// Cursor Unix milliseconds, inclusive, to begin at. Without it the end, or the beginning where the direction is forward.
@@ -623,7 +638,7 @@ type ServerInterface interface {
 	// (POST /sandboxes)
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
-	CreateSandboxV1(w http.ResponseWriter, r *http.Request)
+	CreateSandboxV1(w http.ResponseWriter, r *http.Request, params CreateSandboxV1Params)
 	// GetSandboxesMetrics The latest sample of each sandbox named.
 	// (GET /sandboxes/metrics)
 	GetSandboxesMetrics(w http.ResponseWriter, r *http.Request, params GetSandboxesMetricsParams)
@@ -698,7 +713,7 @@ type ServerInterface interface {
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
 	// CreateSandbox Create a sandbox that lives 300 seconds unless told otherwise.
 	// (POST /v2/sandboxes)
-	CreateSandbox(w http.ResponseWriter, r *http.Request)
+	CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams)
 	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(w http.ResponseWriter, r *http.Request, id ID)
@@ -755,8 +770,35 @@ func (siw *ServerInterfaceWrapper) ListSandboxesV1(w http.ResponseWriter, r *htt
 // CreateSandboxV1 operation middleware
 func (siw *ServerInterfaceWrapper) CreateSandboxV1(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateSandboxV1Params
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateSandboxV1(w, r)
+		siw.Handler.CreateSandboxV1(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1603,8 +1645,35 @@ func (siw *ServerInterfaceWrapper) ListSandboxes(w http.ResponseWriter, r *http.
 // CreateSandbox operation middleware
 func (siw *ServerInterfaceWrapper) CreateSandbox(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateSandbox(w, r)
+		siw.Handler.CreateSandbox(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1989,7 +2058,8 @@ func (response ListSandboxesV1defaultJSONResponse) VisitListSandboxesV1Response(
 }
 
 type CreateSandboxV1RequestObject struct {
-	Body *CreateSandboxV1JSONRequestBody
+	Params CreateSandboxV1Params
+	Body   *CreateSandboxV1JSONRequestBody
 }
 
 type CreateSandboxV1ResponseObject interface {
@@ -2899,7 +2969,8 @@ func (response ListSandboxesdefaultJSONResponse) VisitListSandboxesResponse(w ht
 }
 
 type CreateSandboxRequestObject struct {
-	Body *CreateSandboxJSONRequestBody
+	Params CreateSandboxParams
+	Body   *CreateSandboxJSONRequestBody
 }
 
 type CreateSandboxResponseObject interface {
@@ -3244,8 +3315,10 @@ func (sh *strictHandler) ListSandboxesV1(w http.ResponseWriter, r *http.Request,
 }
 
 // CreateSandboxV1 operation middleware
-func (sh *strictHandler) CreateSandboxV1(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) CreateSandboxV1(w http.ResponseWriter, r *http.Request, params CreateSandboxV1Params) {
 	var request CreateSandboxV1RequestObject
+
+	request.Params = params
 
 	var body CreateSandboxV1JSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
@@ -3923,8 +3996,10 @@ func (sh *strictHandler) ListSandboxes(w http.ResponseWriter, r *http.Request, p
 }
 
 // CreateSandbox operation middleware
-func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams) {
 	var request CreateSandboxRequestObject
+
+	request.Params = params
 
 	var body CreateSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
