@@ -39,6 +39,9 @@ type world struct {
 	boxes *boxes
 	seed  identity.Seed
 	vault *vault
+	// metrics and memory go to the processes that are booted.
+	metrics sandbox.Metrics
+	memory  func() (int64, error)
 }
 
 func newWorld(t *testing.T) *world {
@@ -65,6 +68,8 @@ type process struct {
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
 	deadlineHangs        atomic.Bool
+	// loseInsert lets the next insert succeed and its answer get lost.
+	loseInsert atomic.Bool
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
@@ -96,6 +101,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Vault:     faultyVault{w.vault, p},
 		Policy:    policy,
 		Closing:   p.closing,
+		Metrics:   w.metrics, FreeMemory: w.memory,
 		Seed:      w.seed,
 		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -230,7 +236,18 @@ func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int
 	if err := s.p.step("insert"); err != nil {
 		return err
 	}
-	return s.Store.Insert(ctx, sb, maxLive, evs...)
+	err := s.Store.Insert(ctx, sb, maxLive, evs...)
+	if err == nil && s.p.loseInsert.CompareAndSwap(true, false) {
+		return errInjected
+	}
+	return err
+}
+
+func (s faultyStore) ByKey(ctx context.Context, team identity.TeamID, key string) (sandbox.Sandbox, error) {
+	if s.p.dead.Load() {
+		return sandbox.Sandbox{}, errDead
+	}
+	return s.Store.ByKey(ctx, team, key)
 }
 
 func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {
