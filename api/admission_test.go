@@ -121,3 +121,18 @@ func TestQueueAnswer(t *testing.T) {
 		t.Errorf("the first create = %d %s", r.status, r.text)
 	}
 }
+
+func TestForkWithKey(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	c := s.create(t, nil)
+	for _, path := range []string{c.path("/fork"), "/native/v1" + c.path("/fork")} {
+		first := s.post(t, path, `{"count":2}`, path)
+		first.wants(t, path, 201, "")
+		if again := s.post(t, path, `{"count":2}`, path); again.status != 201 || again.text != first.text {
+			t.Errorf("%s again = %d %s, want %s", path, again.status, again.text, first.text)
+		}
+		s.post(t, path, `{"count":3}`, path).wants(t, path+" with another count", 422, "was used for another request")
+		s.post(t, path, `{"count":2}`, "").wants(t, path+" with an empty key", 400, "Idempotency-Key")
+	}
+}

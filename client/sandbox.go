@@ -177,20 +177,25 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 		method: http.MethodPost, path: "/sandboxes", in: body, out: &sb,
 		idempotencyKey: cmp.Or(o.IdempotencyKey, rand.Text()),
 	}
+	err := c.doTwice(ctx, r)
+	return sb, err
+}
+
+// doTwice is do for a request with an idempotency key: it is sent once more when
+// no answer came.
+func (c *Client) doTwice(ctx context.Context, r request) error {
 	err := c.do(ctx, r)
 	if !lost(err) || ctx.Err() != nil {
-		return sb, err
+		return err
 	}
 	pause := time.NewTimer(retryPause)
 	defer pause.Stop()
 	select {
 	case <-pause.C:
+		return c.do(ctx, r)
 	case <-ctx.Done():
-		return sb, err
+		return err
 	}
-	sb = Sandbox{}
-	err = c.do(ctx, r)
-	return sb, err
 }
 
 // retryPause is how long a server that breaks connections gets to come back.

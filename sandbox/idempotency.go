@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,13 +48,13 @@ type attemptKey struct {
 	key  string
 }
 
-// attempt is one create with a key that is under way in this process. All calls
-// with the key share it; it goes on as long as one of them is there.
+// attempt is one create or fork with a key that is under way in this process.
+// All calls with the key share it; it goes on as long as one of them is there.
 type attempt struct {
 	mark string
-	// done is closed when sb and err are set.
+	// done is closed when out and err are set.
 	done chan struct{}
-	sb   Sandbox
+	out  []Forked
 	err  error
 
 	// callers are those that wait for it, guarded by Manager.mu. Without any it is
@@ -71,7 +72,7 @@ func CheckKey(key string) error {
 }
 
 // fingerprint is the same for requests that ask for the same.
-func (m *Manager) fingerprint(r CreateRequest) (string, error) {
+func (m *Manager) fingerprint(r any) (string, error) {
 	text, err := json.Marshal(r) // maps are sorted
 	if err != nil {
 		return "", fmt.Errorf("fingerprint of the request: %w", err)
@@ -92,25 +93,36 @@ func (m *Manager) createOnce(ctx context.Context, who identity.Principal, r Crea
 	if err != nil {
 		return Sandbox{}, err
 	}
-	k := attemptKey{who.Team, r.IdempotencyKey}
+	out, err := m.once(ctx, attemptKey{who.Team, r.IdempotencyKey}, mark, func(ctx context.Context) ([]Forked, error) {
+		sb, err := m.createKeyed(ctx, who, r, mark)
+		return []Forked{{Sandbox: sb}}, err
+	})
+	if err != nil {
+		return Sandbox{}, err
+	}
+	return out[0].Sandbox, nil
+}
+
+// once does the work of a key, or waits for the call that does it already.
+func (m *Manager) once(ctx context.Context, k attemptKey, mark string, work func(context.Context) ([]Forked, error)) ([]Forked, error) {
 	for {
-		a, role := m.join(ctx, k, mark)
+		a, role := m.join(k, mark)
 		if role == leads {
-			return m.lead(ctx, a, k, who, r)
+			return m.lead(ctx, a, k, work)
 		}
 		if a.mark != mark {
-			return Sandbox{}, errReused()
+			return nil, errReused()
 		}
 		select {
 		case <-a.done:
 			if role == follows {
-				return a.sb, a.err
+				return slices.Clone(a.out), a.err
 			}
 		case <-ctx.Done():
 			if role == follows {
 				m.quit(a, context.Cause(ctx))
 			}
-			return Sandbox{}, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -125,7 +137,7 @@ const (
 )
 
 // join returns the attempt under way, or a new one that the caller must lead.
-func (m *Manager) join(ctx context.Context, k attemptKey, mark string) (*attempt, role) {
+func (m *Manager) join(k attemptKey, mark string) (*attempt, role) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a := m.attempts[k]
@@ -152,8 +164,8 @@ func (m *Manager) quit(a *attempt, cause error) {
 
 // lead does the work of an attempt. It goes on when its own caller goes away
 // and another one waits.
-func (m *Manager) lead(ctx context.Context, a *attempt, k attemptKey, who identity.Principal, r CreateRequest) (Sandbox, error) {
-	work, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
+func (m *Manager) lead(ctx context.Context, a *attempt, k attemptKey, work func(context.Context) ([]Forked, error)) ([]Forked, error) {
+	shared, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	m.mu.Lock()
 	a.abandon = abandon
 	m.mu.Unlock()
@@ -173,30 +185,50 @@ func (m *Manager) lead(ctx context.Context, a *attempt, k attemptKey, who identi
 		close(a.done)
 	}()
 	a.err = errdefs.ErrInternal // what followers see if this panics
-	a.sb, a.err = m.createKeyed(work, who, r, a.mark)
-	return a.sb, a.err
+	out, err := work(shared)
+	if err != nil {
+		out = nil
+	}
+	a.out, a.err = out, err
+	return out, err
 }
 
 // createKeyed returns the sandbox that has the key, or makes it.
 func (m *Manager) createKeyed(ctx context.Context, who identity.Principal, r CreateRequest, mark string) (Sandbox, error) {
 	for range keyTries {
-		sb, err := m.deps.Store.ByKey(ctx, who.Team, r.IdempotencyKey)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return Sandbox{}, err
-		}
-		if err == nil && sb.State != Failed && sb.Idempotency.Until.After(clock()) {
-			got, again, err := m.replay(ctx, who, sb, mark)
-			if again {
-				continue
-			}
-			return got, err
+		sb, found, err := m.keyed(ctx, who, r.IdempotencyKey, mark)
+		if found || err != nil {
+			return sb, err
 		}
 		sb, err = m.create(ctx, who, r, mark)
 		if !errors.Is(err, ErrKeyTaken) {
 			return sb, err
 		}
 	}
-	return Sandbox{}, fmt.Errorf("the sandbox of this %s changes too quickly, try again: %w", KeyField, errdefs.ErrConflict)
+	return Sandbox{}, errUnsettled()
+}
+
+// keyed finds the sandbox that has a key, once it runs. Without an error and
+// found the key is free.
+func (m *Manager) keyed(ctx context.Context, who identity.Principal, key, mark string) (_ Sandbox, found bool, err error) {
+	for range keyTries {
+		sb, err := m.deps.Store.ByKey(ctx, who.Team, key)
+		if errdefs.IsNotFound(err) || err == nil && (sb.State == Failed || !sb.Idempotency.Until.After(clock())) {
+			return Sandbox{}, false, nil
+		}
+		if err != nil {
+			return Sandbox{}, false, err
+		}
+		got, again, err := m.replay(ctx, who, sb, mark)
+		if !again {
+			return got, err == nil, err
+		}
+	}
+	return Sandbox{}, false, errUnsettled()
+}
+
+func errUnsettled() error {
+	return fmt.Errorf("the sandbox of this %s changes too quickly, try again: %w", KeyField, errdefs.ErrConflict)
 }
 
 // replay answers a create with the sandbox that has its key, when it runs; again

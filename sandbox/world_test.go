@@ -102,8 +102,8 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Policy:    policy,
 		Closing:   p.closing,
 		Metrics:   w.metrics, FreeMemory: w.memory,
-		Seed:      w.seed,
-		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Seed: w.seed,
+		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatalf("New() = %v", err)

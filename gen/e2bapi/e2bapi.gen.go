@@ -473,6 +473,12 @@ type GetSandboxesMetricsParams struct {
 	SandboxIds []string `form:"sandbox_ids" json:"sandbox_ids"`
 }
 
+// ForkSandboxParams defines parameters for ForkSandbox.
+type ForkSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetSandboxLogsV1Params defines parameters for GetSandboxLogsV1.
 type GetSandboxLogsV1Params struct {
 	// Start Unix milliseconds, inclusive.
@@ -655,7 +661,7 @@ type ServerInterface interface {
 	ConnectSandboxV1(w http.ResponseWriter, r *http.Request, id ID)
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it; it runs on.
 	// (POST /sandboxes/{id}/fork)
-	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams)
 	// GetSandboxLogsV1 What the server knows of a sandbox, oldest first.
 	// (GET /sandboxes/{id}/logs)
 	//
@@ -934,8 +940,32 @@ func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ForkSandbox(w, r, id)
+		siw.Handler.ForkSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2263,8 +2293,9 @@ func (response ConnectSandboxV1defaultJSONResponse) VisitConnectSandboxV1Respons
 }
 
 type ForkSandboxRequestObject struct {
-	Id   ID `json:"id"`
-	Body *ForkSandboxJSONRequestBody
+	Id     ID `json:"id"`
+	Params ForkSandboxParams
+	Body   *ForkSandboxJSONRequestBody
 }
 
 type ForkSandboxResponseObject interface {
@@ -3462,10 +3493,11 @@ func (sh *strictHandler) ConnectSandboxV1(w http.ResponseWriter, r *http.Request
 }
 
 // ForkSandbox operation middleware
-func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams) {
 	var request ForkSandboxRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	var body ForkSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {

@@ -839,6 +839,12 @@ type ListEventsParams struct {
 	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
+// ForkSandboxParams defines parameters for ForkSandbox.
+type ForkSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created: see docs/admission.md.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListSnapshotsParams defines parameters for ListSnapshots.
 type ListSnapshotsParams struct {
 	// Sandbox Only those of the sandbox with this id.
@@ -937,7 +943,7 @@ type ServerInterface interface {
 	ListEvents(w http.ResponseWriter, r *http.Request, id ID, params ListEventsParams)
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
 	// (POST /sandboxes/{id}/fork)
-	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
@@ -1466,8 +1472,32 @@ func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ForkSandbox(w, r, id)
+		siw.Handler.ForkSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2582,8 +2612,9 @@ func (response ListEventsdefaultJSONResponse) VisitListEventsResponse(w http.Res
 }
 
 type ForkSandboxRequestObject struct {
-	Id   ID `json:"id"`
-	Body *ForkSandboxJSONRequestBody
+	Id     ID `json:"id"`
+	Params ForkSandboxParams
+	Body   *ForkSandboxJSONRequestBody
 }
 
 type ForkSandboxResponseObject interface {
@@ -3557,10 +3588,11 @@ func (sh *strictHandler) ListEvents(w http.ResponseWriter, r *http.Request, id I
 }
 
 // ForkSandbox operation middleware
-func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams) {
 	var request ForkSandboxRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	var body ForkSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
