@@ -59,6 +59,8 @@ func TestCreateIsRepeatedOnce(t *testing.T) {
 			if (err == nil) != tc.ok || (tc.ok && sb.ID != "i1") {
 				t.Errorf("Create() = %+v, %v", sb, err)
 			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
 			if len(b.keys) != tc.requests {
 				t.Fatalf("%d requests, want %d", len(b.keys), tc.requests)
 			}
