@@ -342,3 +342,47 @@ func TestKeyCrashAtEveryStep(t *testing.T) {
 		})
 	}
 }
+
+// A warm box that turns out to be broken leaves a record that has ended; the key
+// goes on to the sandbox that takes its place.
+func TestKeyAndBrokenWarmBox(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, warmConfig(1)).run(t)
+	warm := warmed(t, p, 1)
+	p.failNext("claim")
+	sb := mustCreate(t, p, alice, keyed("k"))
+	if string(sb.ID) == warm[0] {
+		t.Error("the broken box was used")
+	}
+	if again := mustCreate(t, p, alice, keyed("k")); again.ID != sb.ID {
+		t.Errorf("repeated: %s, want %s", again.ID, sb.ID)
+	}
+	if broken, err := w.db.Get(t.Context(), sandbox.ID(warm[0])); err != nil || broken.State != sandbox.Killed || broken.Idempotency.Key != "" {
+		t.Errorf("the broken one is %s with key %q (%v)", broken.State, broken.Idempotency.Key, err)
+	}
+}
+
+// A sandbox that somebody kills while it is created keeps its key: they are done
+// with it.
+func TestKeyOfOneThatWasKilledOnTheWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	ids := make(chan sandbox.ID, 1)
+	w.boxes.creating = func(ctx context.Context, spec provider.Spec) error {
+		ids <- sandbox.ID(spec.SandboxID)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	out := make(chan error, 1)
+	go func() { _, err := p.Create(t.Context(), alice, keyed("k")); out <- err }()
+	if err := p.Kill(t.Context(), alice, <-ids, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-out; !errors.Is(err, errdefs.ErrAborted) {
+		t.Errorf("Create(killed) = %v", err)
+	}
+	_, err := p.Create(t.Context(), alice, keyed("k"))
+	wantCode(t, "Create(killed before)", err, "idempotency_key_ended", errdefs.ErrConflict)
+}
