@@ -51,6 +51,10 @@ type Config struct {
 	SweepInterval time.Duration
 	// Retention is how long records of ended sandboxes are kept. Default 7 d.
 	Retention time.Duration
+	// KeepPaused is how long sandboxes stay paused before they end, MaxPaused how
+	// many a team may pause; zero means no limit. A timeout pauses beyond it.
+	KeepPaused time.Duration
+	MaxPaused  int
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
@@ -166,8 +170,9 @@ type Manager struct {
 
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
-	// dormant are the paused sandboxes that traffic may wake.
+	// dormant are the paused sandboxes that traffic may wake, paused all of them.
 	dormant   map[ID]Dormant
+	paused    map[ID]sleeper
 	deadlines deadlines
 	running   int
 	held      []snapshot.ID // artifacts in use that no record refers to
@@ -193,6 +198,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
+		paused:    map[ID]sleeper{},
 	}
 	var err error
 	if m.pool, err = m.newPool(); err != nil {

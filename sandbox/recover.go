@@ -64,6 +64,7 @@ func (m *Manager) sweep(ctx context.Context) {
 		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
 	}
 	m.destroyOrphans(ctx)
+	m.expirePaused(ctx)
 	m.collectArtifacts(ctx)
 }
 

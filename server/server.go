@@ -106,6 +106,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}
 	n.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
+		KeepPaused: cfg.Retention.Paused, MaxPaused: cfg.Limits.PausedPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Budget:  sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},

@@ -39,7 +39,7 @@ type Metrics struct {
 var (
 	states      = []string{"pending", "running", "pausing", "paused", "resuming", "killing", "killed", "failed"}
 	results     = []string{"ok", "invalid", "limit", "error"}
-	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget"}
+	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget", "retention"}
 	targets     = []string{"agent", "port"}
 	flowKinds   = []string{"tcp", "dns", "udp"}
 	verdicts    = []string{"allow", "deny"}
