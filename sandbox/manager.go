@@ -221,7 +221,17 @@ func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandb
 	if !maySee(who, sb.Team) {
 		return Sandbox{}, notFound(id)
 	}
-	return sb, nil
+	return m.asItIs(sb), nil
+}
+
+// asItIs is a record that may lag behind: its streams break before it says so.
+func (m *Manager) asItIs(sb Sandbox) Sandbox {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if e := m.entries[sb.ID]; e != nil && e.phase == ending && sb.State == Running {
+		sb.State, sb.Reason = Killing, e.why
+	}
+	return sb
 }
 
 // List returns one page of the caller's sandboxes.
@@ -232,7 +242,17 @@ func (m *Manager) List(ctx context.Context, who identity.Principal, f Filter) (p
 		}
 		f.Team = who.Team
 	}
-	return m.deps.Store.List(ctx, f)
+	page, next, running, err = m.deps.Store.List(ctx, f)
+	shown := page[:0]
+	for _, sb := range page {
+		now := m.asItIs(sb)
+		if now.State != sb.State && len(f.States) > 0 && !slices.Contains(f.States, now.State) {
+			running--
+			continue
+		}
+		shown = append(shown, now)
+	}
+	return shown, next, running, err
 }
 
 // Live finds a running sandbox for the data plane, of any team, from memory.
