@@ -165,6 +165,9 @@ type Manager struct {
 	tasks tasks
 	wake  chan struct{} // the earliest deadline changed
 	pool  *pool.Pool    // nil when no boxes are kept warm
+	// clearing is a lock that is held while an orphaned box is judged and
+	// destroyed: a resume, which makes a box of the same id, waits for that.
+	clearing chan struct{}
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
@@ -195,6 +198,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		log:       deps.Log,
 		slots:     make(chan struct{}, cfg.ConcurrentCreates),
 		wake:      make(chan struct{}, 1),
+		clearing:  make(chan struct{}, 1),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},

@@ -83,3 +83,43 @@ func TestPausedLimit(t *testing.T) {
 		}
 	})
 }
+
+// The sweep finds a box of a paused sandbox that should be gone, just as
+// somebody resumes it: it takes the old one, and not the new one of that name.
+func TestSweepDuringResume(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.boot(t, testConfig()).run(t)
+		sb := pausable(t, first, func(r *sandbox.CreateRequest) { r.Timeout = time.Hour })
+		old := w.boxes.get(sb.ID)
+		if err := first.Pause(t.Context(), alice, sb.ID, snapshot.Memory); err != nil {
+			t.Fatal(err)
+		}
+		first.kill9()
+		w.boxes.mu.Lock()
+		w.boxes.all[string(sb.ID)] = &box{host: w.boxes, spec: old.spec, network: old.network, ended: make(chan struct{})}
+		w.boxes.mu.Unlock()
+		p := w.boot(t, testConfig())
+		connected := make(chan error, 1)
+		p.onStep = func(name string) {
+			if name != "open" { // of the old box, which was judged already
+				return
+			}
+			p.onStep = nil
+			go func() {
+				_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Hour)
+				connected <- err
+			}()
+			time.Sleep(time.Second) // it would be done by now
+		}
+		p.run(t)
+		if err := <-connected; err != nil {
+			t.Fatalf("Connect() = %v", err)
+		}
+		synctest.Wait()
+		if _, ok := p.Live(sb.ID); !ok || w.boxes.get(sb.ID) == nil {
+			t.Errorf("the resumed sandbox is live: %v, its box is there: %v", ok, w.boxes.get(sb.ID) != nil)
+		}
+	})
+}

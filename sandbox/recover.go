@@ -404,6 +404,12 @@ func (m *Manager) boxes(ctx context.Context) ([]provider.Handle, error) {
 func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	ctx, cancel := m.patient(ctx, m.cfg.DestroyTimeout)
 	defer cancel()
+	select {
+	case m.clearing <- struct{}{}:
+		defer func() { <-m.clearing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	// An entry exists from before a box is created until after it is destroyed;
 	// a warm box is the pool's until its record exists.
 	if m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {

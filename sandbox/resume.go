@@ -178,6 +178,13 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		return nil, context.Cause(ctx)
 	}
 	defer func() { <-m.slots }()
+	// Its entry is there, so that no sweep that begins now takes its box.
+	select {
+	case m.clearing <- struct{}{}:
+		<-m.clearing
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
