@@ -117,6 +117,7 @@ func TestSweepDuringResume(t *testing.T) {
 		if err := <-connected; err != nil {
 			t.Fatalf("Connect() = %v", err)
 		}
+		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		if _, ok := p.Live(sb.ID); !ok || w.boxes.get(sb.ID) == nil {
 			t.Errorf("the resumed sandbox is live: %v, its box is there: %v", ok, w.boxes.get(sb.ID) != nil)
