@@ -67,6 +67,7 @@ type Limits struct {
 	WallTime         time.Duration `key:"wall_time" doc:"Longest run of one command; 0 means no limit."`
 	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
 	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
+	PausedPerTeam    int           `key:"paused_per_team" doc:"Sandboxes a team may pause by request; 0 means no limit. What is paused by its timeout does not count against it, and is never refused."`
 	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
 	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
@@ -108,6 +109,7 @@ type Rate struct {
 
 // Retention says how long records are kept.
 type Retention struct {
+	Paused      time.Duration `key:"paused" doc:"How long sandboxes stay paused before they end for good; 0 means as long as nobody kills them."`
 	Sandboxes   time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
 	Idempotency time.Duration `key:"idempotency" doc:"How long an Idempotency-Key means the sandbox that was created with it. The record is kept at least as long."`
 	EgressLog   time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`

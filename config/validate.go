@@ -48,6 +48,9 @@ func (l *Loaded) validate() error {
 	c.tls(cfg.TLS)
 	c.egress(cfg.Egress)
 	c.limits(cfg.Limits)
+	if cfg.Retention.Paused < 0 {
+		c.fail("retention.paused", "must not be negative")
+	}
 	if i := cfg.Metrics.Interval; i < time.Second || i > time.Minute {
 		c.fail("metrics.interval", "%s is not between 1s and 1m", i)
 	}
@@ -186,6 +189,9 @@ func (c *check) limits(l Limits) {
 	}
 	if l.MaxTimeout <= 0 {
 		c.fail("limits.max_timeout", "must be more than 0")
+	}
+	if l.PausedPerTeam < 0 {
+		c.fail("limits.paused_per_team", "must not be negative")
 	}
 	if l.SandboxesPerTeam < 1 {
 		c.fail("limits.sandboxes_per_team", "must be at least 1")

@@ -62,6 +62,10 @@ type Config struct {
 	SweepInterval time.Duration
 	// Retention is how long records of ended sandboxes are kept. Default 7 d.
 	Retention time.Duration
+	// KeepPaused is how long sandboxes stay paused before they end, MaxPaused how
+	// many a team may pause; zero means no limit. A timeout pauses beyond it.
+	KeepPaused time.Duration
+	MaxPaused  int
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
@@ -184,13 +188,17 @@ type Manager struct {
 	pool  *pool.Pool    // nil when no boxes are kept warm
 	// admission is passed by all that starts a box and is not from the pool.
 	admission *admission
+	// clearing is a lock that is held while an orphaned box is judged and
+	// destroyed: a resume, which makes a box of the same id, waits for that.
+	clearing chan struct{}
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
-	// dormant are the paused sandboxes that traffic may wake.
+	// dormant are the paused sandboxes that traffic may wake, paused all of them.
 	dormant   map[ID]Dormant
+	paused    map[ID]sleeper
 	deadlines deadlines
 	running   int
 	held      []snapshot.ID // artifacts in use that no record refers to
@@ -215,10 +223,12 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		log:       deps.Log,
 		admission: newAdmission(cfg, deps),
 		wake:      make(chan struct{}, 1),
+		clearing:  make(chan struct{}, 1),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
 		attempts:  map[attemptKey]*attempt{},
+		paused:    map[ID]sleeper{},
 	}
 	var err error
 	if m.pool, err = m.newPool(); err != nil {
@@ -241,7 +251,17 @@ func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandb
 	if !maySee(who, sb.Team) {
 		return Sandbox{}, notFound(id)
 	}
-	return sb, nil
+	return m.asItIs(sb), nil
+}
+
+// asItIs is a record that may lag behind: its streams break before it says so.
+func (m *Manager) asItIs(sb Sandbox) Sandbox {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if e := m.entries[sb.ID]; e != nil && e.phase == ending && sb.State == Running {
+		sb.State, sb.Reason = Killing, e.why
+	}
+	return sb
 }
 
 // List returns one page of the caller's sandboxes.
@@ -252,7 +272,17 @@ func (m *Manager) List(ctx context.Context, who identity.Principal, f Filter) (p
 		}
 		f.Team = who.Team
 	}
-	return m.deps.Store.List(ctx, f)
+	page, next, running, err = m.deps.Store.List(ctx, f)
+	shown := page[:0]
+	for _, sb := range page {
+		now := m.asItIs(sb)
+		if now.State != sb.State && len(f.States) > 0 && !slices.Contains(f.States, now.State) {
+			running--
+			continue
+		}
+		shown = append(shown, now)
+	}
+	return shown, next, running, err
 }
 
 // Live finds a running sandbox for the data plane, of any team, from memory.

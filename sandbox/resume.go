@@ -127,7 +127,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
 			r.undo.Done()
 			m.mu.Lock()
-			delete(m.dormant, id)
+			m.wakes(id)
 			m.mu.Unlock()
 			m.deleteArtifact(ctx, r.artifact.ID)
 			took := time.Since(began)
@@ -180,6 +180,14 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("template of the paused sandbox: %w", err))
 	}
+	// Its entry is there, so that no sweep that begins now takes its box.
+	select {
+	case m.clearing <- struct{}{}:
+		<-m.clearing
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
 	if err != nil {
@@ -265,11 +273,16 @@ func (m *Manager) recordPaused(ctx context.Context, id ID, why string) error {
 	return err
 }
 
-// noteDormant remembers a Paused record that traffic may wake: it must have been
-// saved with its memory.
+// noteDormant remembers a Paused record, and apart one that traffic may wake: it
+// must have been saved with its memory.
 func (m *Manager) noteDormant(sb Sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if sb.State == Paused {
+		m.paused[sb.ID] = sleeper{sb.Team, sb.EndsAt}
+	} else {
+		delete(m.paused, sb.ID)
+	}
 	if sb.State != Paused || !sb.Lifecycle.AutoResume || sb.Lifecycle.Spent != "" || sb.Saved == nil || sb.Saved.Kind != snapshot.Memory {
 		delete(m.dormant, sb.ID)
 		return

@@ -67,6 +67,7 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
+	onStep               func(name string) // set before it runs
 	deadlineHangs        atomic.Bool
 	// loseInsert lets the next insert succeed and its answer get lost.
 	loseInsert atomic.Bool
@@ -166,6 +167,9 @@ var (
 func (p *process) step(name string) error {
 	if p.dead.Load() {
 		return errDead
+	}
+	if f := p.onStep; f != nil {
+		f(name)
 	}
 	n := p.calls.Add(1)
 	p.mu.Lock()

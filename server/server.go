@@ -109,6 +109,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
 		CreateQueue: cmp.Or(cfg.Limits.CreateQueue, -1), CreateQueueWait: cfg.Limits.CreateQueueWait,
 		MemoryReserve: int64(cfg.Limits.MemoryReserveMiB) << 20, Idempotency: cfg.Retention.Idempotency,
+		KeepPaused: cfg.Retention.Paused, MaxPaused: cfg.Limits.PausedPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Budget:  sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},

@@ -42,7 +42,7 @@ type Metrics struct {
 var (
 	states      = []string{"pending", "running", "pausing", "paused", "resuming", "killing", "killed", "failed"}
 	results     = []string{"ok", "invalid", "limit", "error"}
-	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget"}
+	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget", "retention"}
 	refusals    = []string{"queue_full", "queue_wait", "memory"}
 	targets     = []string{"agent", "port"}
 	flowKinds   = []string{"tcp", "dns", "udp"}
