@@ -59,7 +59,7 @@ func (c Config) recovered(rec *recorder, r *http.Request, v any) {
 
 const (
 	corsRequest = "Origin, Content-Length, Content-Type, User-Agent, Authorization, X-API-Key, X-Team-ID, " +
-		"browser, lang, lang_version, machine, os, package_version, processor, publisher, release, sdk_runtime, system"
+		"Idempotency-Key, browser, lang, lang_version, machine, os, package_version, processor, publisher, release, sdk_runtime, system"
 	corsResponse = "X-Next-Token, X-Total-Running, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, X-Request-Id"
 )
 

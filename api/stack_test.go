@@ -60,6 +60,8 @@ type settings struct {
 	pool                    native.Pool
 	// savesNothing is a provider that cannot pause or copy.
 	savesNothing bool
+	slots, queue int // 0 is the default
+	memory       func() (int64, error)
 }
 
 // gate is a guard that lets nothing through; what policies do is tested in
@@ -155,9 +157,10 @@ func start(t *testing.T, o settings) *stack {
 	}
 	s.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
+		ConcurrentCreates: o.slots, CreateQueue: o.queue,
 	}, sandbox.Deps{
 		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Vault: vault,
-		Policy: policy, Seed: identity.NewSeed(), Log: log,
+		Policy: policy, Seed: identity.NewSeed(), FreeMemory: o.memory, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

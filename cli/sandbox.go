@@ -95,14 +95,20 @@ func (s *session) createCommand() *cobra.Command {
 	var life lifeFlags
 	var ttl int
 	var asJSON bool
-	cmd := &cobra.Command{
+	var key string
+	var cmd *cobra.Command
+	cmd = &cobra.Command{
 		Use:   "create <name>",
 		Short: "Create a sandbox and print its id",
 		Long: `Create a sandbox and print its id on standard output, a summary on standard error.
 
 The sandbox ends, or is paused with --on-timeout pause, --ttl minutes after it was
-created, resumed or last used by "sandbox run".`,
+created, resumed or last used by "sandbox run".
+
+With --idempotency-key the same command, repeated within a day, prints the same
+sandbox while it runs, instead of creating another.`,
 		Example: `id=$(caisson sandbox create work --ttl 30)
+caisson sandbox create work --idempotency-key "$CI_JOB_ID"
 caisson sandbox create work --on-timeout pause --auto-resume
 caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 		Args: args("<name>"),
@@ -117,6 +123,10 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 			if o.Lifecycle, err = life.lifecycle(); err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("idempotency-key") && key == "" {
+				return usage(errors.New("--idempotency-key: must not be empty"))
+			}
+			o.IdempotencyKey = key
 			o.Name, o.Timeout = got[0], time.Duration(ttl)*time.Minute
 			o.Metadata[ttlLabel] = fmt.Sprint(ttl)
 			end := s.watchCreate(&o, asJSON)
@@ -137,6 +147,7 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 	f.add(cmd)
 	life.add(cmd)
 	cmd.Flags().IntVarP(&ttl, "ttl", "t", defaultTTL, "minutes to live")
+	cmd.Flags().StringVar(&key, "idempotency-key", "", "1 to 255 printable ASCII characters that name this create, so that repeating it is harmless")
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "print JSON")
 	return cmd
 }

@@ -108,6 +108,8 @@ type request struct {
 	method, path string
 	query        url.Values
 	in, out      any
+	// idempotencyKey is sent when it is not empty.
+	idempotencyKey string
 	// header receives the response headers when it is not nil.
 	header *http.Header
 }
@@ -159,6 +161,9 @@ func (c *Client) send(ctx context.Context, r request, accept string) (*http.Resp
 	}
 	if r.in != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if r.idempotencyKey != "" {
+		req.Header.Set("Idempotency-Key", r.idempotencyKey)
 	}
 	req.Header.Set("Accept", accept)
 	req.Header.Set("User-Agent", c.agent)

@@ -63,6 +63,7 @@ var classes = map[int]error{
 	http.StatusNotFound:              errdefs.ErrNotFound,
 	http.StatusConflict:              errdefs.ErrConflict,
 	http.StatusRequestEntityTooLarge: errdefs.ErrInvalidArgument,
+	http.StatusUnprocessableEntity:   errdefs.ErrInvalidArgument,
 	http.StatusTooManyRequests:       errdefs.ErrResourceExhausted,
 	http.StatusInsufficientStorage:   errdefs.ErrResourceExhausted,
 	http.StatusNotImplemented:        errdefs.ErrNotImplemented,

@@ -1,7 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -67,5 +69,8 @@ func createRequest(o CreateOptions) request {
 	if len(o.Presets) > 0 {
 		body.Egress = &egressBody{Presets: o.Presets}
 	}
-	return request{method: http.MethodPost, path: "/sandboxes", in: body}
+	return request{
+		method: http.MethodPost, path: "/sandboxes", in: body,
+		idempotencyKey: cmp.Or(o.IdempotencyKey, rand.Text()),
+	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -135,6 +137,10 @@ type CreateOptions struct {
 	Presets   []string
 	Resources Resources
 	Lifecycle Lifecycle
+	// IdempotencyKey, 1 to 255 printable ASCII characters, makes several Creates
+	// of the same one: while it runs they return it. Empty means a random one for
+	// each Create, which protects its own retry only.
+	IdempotencyKey string
 	// Progress, when set, is told what the create is about to do, as it happens;
 	// Create waits for it.
 	Progress func(Stage)
@@ -156,7 +162,9 @@ type egressBody struct {
 	Presets []string `json:"presets,omitempty"`
 }
 
-// Create makes a sandbox and returns when commands can be run in it.
+// Create makes a sandbox and returns when commands can be run in it. When the
+// connection breaks before the answer it asks once more, with the same
+// idempotency key, and gets the sandbox of the first request if there is one.
 func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 	r := createRequest(o)
 	if o.Progress != nil {
@@ -164,8 +172,39 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (Sandbox, error) {
 	}
 	var sb Sandbox
 	r.out = &sb
-	err := c.do(ctx, r)
+	err := c.doTwice(ctx, r)
 	return sb, err
+}
+
+// doTwice is do for a request with an idempotency key: it is sent once more when
+// no answer came.
+func (c *Client) doTwice(ctx context.Context, r request) error {
+	err := c.do(ctx, r)
+	if !lost(err) || ctx.Err() != nil {
+		return err
+	}
+	pause := time.NewTimer(retryPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return c.do(ctx, r)
+	case <-ctx.Done():
+		return err
+	}
+}
+
+// retryPause is how long a server that breaks connections gets to come back.
+const retryPause = 500 * time.Millisecond
+
+// lost reports whether a request may have been served although no answer came:
+// not when no connection was made.
+func lost(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.cause == nil || (e.Status != 0 && !errors.Is(e.cause, io.ErrUnexpectedEOF)) {
+		return false
+	}
+	dial, ok := errors.AsType[*net.OpError](e.cause)
+	return !ok || dial.Op != "dial"
 }
 
 // seconds rounds up, so that a short life does not become none.

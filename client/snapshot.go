@@ -1,7 +1,9 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"iter"
 	"net/http"
 	"net/url"
@@ -103,6 +105,8 @@ type ForkOptions struct {
 	Count int
 	// Timeout is the life of each copy, in whole seconds.
 	Timeout time.Duration
+	// IdempotencyKey is as in CreateOptions.
+	IdempotencyKey string
 }
 
 // Forked is one copy of a fork: the sandbox, or why there is none.
@@ -126,6 +130,9 @@ func (c *Client) Fork(ctx context.Context, id string, o ForkOptions) ([]Forked, 
 		TimeoutSeconds int64 `json:"timeoutSeconds,omitempty"`
 	}{o.Count, seconds(o.Timeout)}
 	var made []Forked
-	err := c.do(ctx, request{method: http.MethodPost, path: "/sandboxes/" + url.PathEscape(id) + "/fork", in: body, out: &made})
+	err := c.doTwice(ctx, request{
+		method: http.MethodPost, path: "/sandboxes/" + url.PathEscape(id) + "/fork", in: body, out: &made,
+		idempotencyKey: cmp.Or(o.IdempotencyKey, rand.Text()),
+	})
 	return made, err
 }

@@ -68,11 +68,15 @@ type Limits struct {
 	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
 	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
 	BatchConcurrency int           `key:"batch_concurrency" doc:"Most items of a batch that run at a time."`
+	PausedPerTeam    int           `key:"paused_per_team" doc:"Sandboxes a team may pause by request; 0 means no limit. What is paused by its timeout does not count against it, and is never refused."`
 	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
 	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
 	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
 	MaxProcesses     int64         `key:"max_processes" doc:"Most processes and threads per user that a request or a template may ask for."`
+	CreateQueue      int           `key:"create_queue" doc:"Creates, resumes and children of forks that may wait to be started, of all teams; what is above is answered 429. 0 lets nothing wait."`
+	CreateQueueWait  time.Duration `key:"create_queue_wait" doc:"Longest wait in that queue, before the answer is 429."`
+	MemoryReserveMiB MiB           `key:"memory_reserve_mib" doc:"Memory of the host that stays free when sandboxes are started: below it the answer is 503."`
 	BudgetCPU        time.Duration `key:"budget_cpu" doc:"CPU time that a sandbox may use over all its runs before it is paused, unless it is created with less; 0 means no limit."`
 	BudgetWall       time.Duration `key:"budget_wall" doc:"The same for the time it runs."`
 	BudgetEgress     Bytes         `key:"budget_egress" doc:"The same for bytes of the connections it opens, both directions."`
@@ -106,12 +110,14 @@ type Rate struct {
 
 // Retention says how long records are kept.
 type Retention struct {
-	Sandboxes time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
-	EgressLog time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`
-	Audit     time.Duration `key:"audit" doc:"How long audit events are kept."`
-	Metrics   time.Duration `key:"metrics" doc:"How long samples of sandboxes are kept. They get thinner with age: all for 2 hours, one in 30 seconds for a day, then one in 5 minutes."`
-	Usage     time.Duration `key:"usage" doc:"How long is kept what each run of a sandbox used, for caisson usage."`
-	EgressMax int           `key:"egress_max" doc:"Lines of the egress log kept for each sandbox; the oldest go first."`
+	Paused      time.Duration `key:"paused" doc:"How long sandboxes stay paused before they end for good; 0 means as long as nobody kills them."`
+	Sandboxes   time.Duration `key:"sandboxes" doc:"How long the records of ended sandboxes are kept."`
+	Idempotency time.Duration `key:"idempotency" doc:"How long an Idempotency-Key means the sandbox that was created with it. The record is kept at least as long."`
+	EgressLog   time.Duration `key:"egress_log" doc:"How long lines of the egress log are kept."`
+	Audit       time.Duration `key:"audit" doc:"How long audit events are kept."`
+	Metrics     time.Duration `key:"metrics" doc:"How long samples of sandboxes are kept. They get thinner with age: all for 2 hours, one in 30 seconds for a day, then one in 5 minutes."`
+	Usage       time.Duration `key:"usage" doc:"How long is kept what each run of a sandbox used, for caisson usage."`
+	EgressMax   int           `key:"egress_max" doc:"Lines of the egress log kept for each sandbox; the oldest go first."`
 }
 
 // Log says what is logged and how.
@@ -142,12 +148,13 @@ func Defaults(env Environ) Config {
 			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 512,
 			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
 			SandboxesPerTeam: 200, BatchConcurrency: 64, MaxTimeout: 24 * time.Hour,
+			CreateQueue: 256, CreateQueueWait: 30 * time.Second, MemoryReserveMiB: 256,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
 		Pool:      Pool{Templates: map[string]string{"base": "2"}, Demand: 16, Parallel: 1},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
-		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, Metrics: 7 * 24 * time.Hour, Usage: 400 * 24 * time.Hour, EgressMax: 10000},
+		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, Idempotency: 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, Metrics: 7 * 24 * time.Hour, Usage: 400 * 24 * time.Hour, EgressMax: 10000},
 		Metrics:   Metrics{Interval: 5 * time.Second},
 		Log:       Log{Level: "info", Format: "auto"},
 	}

@@ -48,6 +48,9 @@ func (l *Loaded) validate() error {
 	c.tls(cfg.TLS)
 	c.egress(cfg.Egress)
 	c.limits(cfg.Limits)
+	if cfg.Retention.Paused < 0 {
+		c.fail("retention.paused", "must not be negative")
+	}
 	if i := cfg.Metrics.Interval; i < time.Second || i > time.Minute {
 		c.fail("metrics.interval", "%s is not between 1s and 1m", i)
 	}
@@ -55,6 +58,9 @@ func (l *Loaded) validate() error {
 		if keep < time.Hour {
 			c.fail(key, "%s is below 1h", keep)
 		}
+	}
+	if cfg.Retention.Idempotency < time.Minute {
+		c.fail("retention.idempotency", "%s is below 1m", cfg.Retention.Idempotency)
 	}
 	c.pool(cfg.Pool)
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
@@ -171,7 +177,11 @@ func destination(s string) bool {
 }
 
 // maxBatchConcurrency bounds what one call may keep in memory: some MiB an item.
-const maxBatchConcurrency = 1000
+const (
+	maxBatchConcurrency = 1000
+	// maxQueue bounds limits.create_queue: each that waits holds a connection.
+	maxQueue = 100_000
+)
 
 func (c *check) limits(l Limits) {
 	c.within("limits.memory_mib", int64(l.MemoryMiB), 16, int64(l.MaxMemoryMiB), "limits.max_memory_mib")
@@ -184,11 +194,23 @@ func (c *check) limits(l Limits) {
 	if l.MaxTimeout <= 0 {
 		c.fail("limits.max_timeout", "must be more than 0")
 	}
+	if l.PausedPerTeam < 0 {
+		c.fail("limits.paused_per_team", "must not be negative")
+	}
 	if l.SandboxesPerTeam < 1 {
 		c.fail("limits.sandboxes_per_team", "must be at least 1")
 	}
 	if l.BatchConcurrency < 1 || l.BatchConcurrency > maxBatchConcurrency {
 		c.fail("limits.batch_concurrency", "must be 1 to %d", maxBatchConcurrency)
+	}
+	if l.CreateQueue < 0 || l.CreateQueue > maxQueue {
+		c.fail("limits.create_queue", "%d is not from 0 to %d", l.CreateQueue, maxQueue)
+	}
+	if l.CreateQueueWait < time.Second || l.CreateQueueWait > 10*time.Minute {
+		c.fail("limits.create_queue_wait", "%s is not between 1s and 10m", l.CreateQueueWait)
+	}
+	if l.MemoryReserveMiB < 0 {
+		c.fail("limits.memory_reserve_mib", "must not be negative")
 	}
 	for key, v := range map[string]int64{"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress)} {
 		if v < 0 {

@@ -2,11 +2,13 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/sandbox"
 )
 
@@ -45,6 +47,11 @@ func (h *Handler) rouse(r *http.Request, to target) (*sandbox.Live, answer) {
 	switch {
 	case err == nil:
 		return live, answer{}
+	case busy(err):
+		return nil, answer{
+			status: http.StatusTooManyRequests, id: to.id,
+			message: "The sandbox is paused, and too many others are waiting to be started; try again", title: "Server Busy",
+		}
 	case errdefs.IsResourceExhausted(err):
 		return nil, answer{
 			status: http.StatusTooManyRequests, id: to.id,
@@ -55,6 +62,12 @@ func (h *Handler) rouse(r *http.Request, to target) (*sandbox.Live, answer) {
 	}
 	h.log.WarnContext(r.Context(), "sandbox could not be woken", "sandbox", string(to.id), "error", err)
 	return nil, inTransition(to)
+}
+
+// busy reports whether a resume was not let in.
+func busy(err error) bool {
+	e, ok := errors.AsType[*apierr.Error](err)
+	return ok && e.Code == "create_queue_full"
 }
 
 func inTransition(to target) answer {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caisson-dev/caisson/agent/control"
@@ -45,22 +46,37 @@ type creation struct {
 }
 
 // Create makes a sandbox and returns when its agent answers. On an error nothing
-// of it is left but a Failed record. A timeout, template, environment, metadata
-// or network that cannot be is errdefs.ErrInvalidArgument or ErrNotFound; the
-// team's limit is ErrResourceExhausted.
+// of it is left but a Failed record, and not even that when it was not admitted.
+// A timeout, template, environment, metadata or network that cannot be is
+// errdefs.ErrInvalidArgument or ErrNotFound; the team's limit, and a queue that
+// is full or slow, is ErrResourceExhausted.
+//
+// With an idempotency key the team's same request within Config.Idempotency
+// gives the same sandbox while it runs, also while it is still being made and
+// after a restart, and makes a new one when the first failed. One that has ended
+// or is paused is ErrConflict: a request that arrives late must not start what
+// nobody waits for. Another request with the key is apierr.ErrUnprocessable.
 func (m *Manager) Create(ctx context.Context, who identity.Principal, r CreateRequest) (Sandbox, error) {
-	c, err := m.planned(ctx, who, r, true)
-	if err != nil {
-		return Sandbox{}, err
+	if r.IdempotencyKey != "" {
+		return m.createOnce(ctx, who, r)
 	}
-	sb, err := m.launch(ctx, c)
-	if errors.Is(err, errStale) && ctx.Err() == nil {
-		if c, err = m.planned(ctx, who, r, false); err != nil {
+	return m.create(ctx, who, r, "")
+}
+
+// create makes a sandbox, with the fingerprint of its request when it has a key.
+func (m *Manager) create(ctx context.Context, who identity.Principal, r CreateRequest, mark string) (Sandbox, error) {
+	for _, warm := range []bool{true, false} {
+		c, err := m.planned(ctx, who, r, warm)
+		if err != nil {
 			return Sandbox{}, err
 		}
-		return m.launch(ctx, c)
+		c.sb.Idempotency = Idempotency{Key: r.IdempotencyKey, Fingerprint: mark}
+		sb, err := m.launch(ctx, c)
+		if !errors.Is(err, errStale) || ctx.Err() != nil {
+			return sb, err
+		}
 	}
-	return sb, err
+	return Sandbox{}, fmt.Errorf("create sandbox: %w", errStale)
 }
 
 // planned is plan with the id settled: that of a warm box, where there is one.
@@ -82,6 +98,19 @@ func (m *Manager) planned(ctx context.Context, who identity.Principal, r CreateR
 // launch makes what was planned.
 func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 	began := time.Now()
+	leave := func() {}
+	if c.warm == nil {
+		admitted, err := m.admission.enter(ctx, c.sb.Team)
+		if err != nil {
+			if ctx.Err() == nil {
+				m.countFailure(StageQueue)
+			}
+			return Sandbox{}, err // there is no record, and nothing to undo
+		}
+		leave = sync.OnceFunc(admitted)
+		defer leave()
+	}
+	m.stamp(c, clock())
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	c.entry = newEntry(c.sb.ID, c.sb.Team, abort)
@@ -91,14 +120,15 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 
 	c.enter(StageAdmit)
 	if err := m.insert(ctx, c); err != nil {
-		// A commit whose answer was lost leaves a Pending row without an entry;
-		// the sweep ends it.
-		m.putBack(c)
 		m.forget(c.entry)
 		m.countFailure(StageAdmit)
 		return Sandbox{}, err
 	}
+	if c.warm == nil {
+		c.enter(StageQueue)
+	}
 	box, err := m.start(ctx, c)
+	leave()
 	if c.warm != nil {
 		m.pool.Settle(keyOf(c.build, c.sb.Resources), c.warm)
 	}
@@ -122,9 +152,18 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 	return Sandbox{}, m.unwind(ctx, c, err)
 }
 
+// stamp says from when a creation counts: it may have waited since it was planned.
+func (m *Manager) stamp(c *creation, now time.Time) {
+	c.sb.CreatedAt, c.sb.EndsAt, c.created.At = now, now.Add(c.req.Timeout), now
+	if c.sb.Idempotency.Key != "" {
+		c.sb.Idempotency.Until = now.Add(m.cfg.Idempotency)
+	}
+}
+
 // insert writes the record. One that starts from a warm box is Running from the
 // beginning, which saves a write: a server that dies before the agent has its
-// identity leaves it to the one that takes over.
+// identity leaves it to the one that takes over. On an error the warm box is the
+// pool's again, or the sweep's.
 func (m *Manager) insert(ctx context.Context, c *creation) error {
 	events := []audit.Event{c.created}
 	if c.warm != nil {
@@ -133,7 +172,27 @@ func (m *Manager) insert(ctx context.Context, c *creation) error {
 		c.sb.StartedAt, c.sb.EndsAt = now, now.Add(c.req.Timeout)
 		events = append(events, audit.Event{Type: "sandbox.started", At: now, Actor: c.who.KeyID})
 	}
-	return m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, events...)
+	err := m.deps.Store.Insert(ctx, c.sb, m.cfg.MaxPerTeam, events...)
+	if err == nil {
+		return nil
+	}
+	if errdefs.IsResourceExhausted(err) || errdefs.IsNotFound(err) || errors.Is(err, ErrKeyTaken) {
+		m.putBack(c)
+		return err
+	}
+	// The commit may have gone through and its answer been lost.
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickCall)
+	defer cancel()
+	switch _, gerr := m.deps.Store.Get(after, c.sb.ID); {
+	case gerr == nil:
+		return nil
+	case errdefs.IsNotFound(gerr):
+		m.putBack(c)
+	case c.warm != nil:
+		// Nobody knows whether the box has a record; the sweep will.
+		m.pool.Settle(keyOf(c.build, c.sb.Resources), c.warm)
+	}
+	return err
 }
 
 // plan checks a request and settles everything that needs no I/O on the host.
@@ -214,16 +273,6 @@ func (m *Manager) start(ctx context.Context, c *creation) (provider.Box, error) 
 	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.CreateTimeout,
 		fmt.Errorf("sandbox did not start within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
 	defer cancel()
-
-	if c.warm == nil {
-		c.enter(StageQueue)
-		select {
-		case m.slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		defer func() { <-m.slots }()
-	}
 
 	c.enter(StageAttach)
 	if err := m.inherit(ctx, c); err != nil {
@@ -364,6 +413,9 @@ func (m *Manager) unwind(ctx context.Context, c *creation, first error) error {
 	now := clock()
 	_, err := m.deps.Store.Mutate(ctx, c.sb.ID, func(s *Sandbox) (audit.Event, error) {
 		s.EndedAt = now
+		if !killed {
+			s.Idempotency.Key = "" // the next one with it starts afresh
+		}
 		if killed || s.State == Running {
 			s.State, s.Reason = Killed, why
 			if !killed {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -32,13 +33,38 @@ type Forked struct {
 // Fork means that there are none: errdefs.ErrInvalidArgument for a count
 // outside 1..MaxFork or above the team's limit, otherwise Snapshot's.
 func (m *Manager) Fork(ctx context.Context, who identity.Principal, id ID, count int, ttl time.Duration) ([]Forked, error) {
-	if count < 1 || count > MaxFork {
-		return nil, apierr.Field("count", "must be 1 to %d, is %d", MaxFork, count)
+	return m.forkOnce(ctx, who, forking{Source: id, Count: count, TTL: ttl}, "")
+}
+
+// ForkOnce is Fork with an idempotency key, as Create has it: the children that
+// the team's same fork made with the key are returned, each as Create returns
+// one. Those that failed, or that a crash left out, are made anew, from a new
+// checkpoint.
+func (m *Manager) ForkOnce(ctx context.Context, who identity.Principal, id ID, count int, ttl time.Duration, key string) ([]Forked, error) {
+	if err := CheckKey(key); err != nil {
+		return nil, err
 	}
-	if ttl <= 0 {
+	if who.Team == "" {
+		return nil, fmt.Errorf("caller has no team: %w", errdefs.ErrPermissionDenied)
+	}
+	return m.forkOnce(ctx, who, forking{Source: id, Count: count, TTL: ttl}, key)
+}
+
+// forking is what a fork asks for; its JSON is what the fingerprint is made of.
+type forking struct {
+	Source ID            `json:"fork"`
+	Count  int           `json:"count"`
+	TTL    time.Duration `json:"timeout"`
+}
+
+func (m *Manager) forkOnce(ctx context.Context, who identity.Principal, f forking, key string) ([]Forked, error) {
+	if f.Count < 1 || f.Count > MaxFork {
+		return nil, apierr.Field("count", "must be 1 to %d, is %d", MaxFork, f.Count)
+	}
+	if f.TTL <= 0 {
 		return nil, apierr.Field("timeout", "must be more than 0")
 	}
-	if err := checkTimeout(ttl, m.cfg.MaxTimeout); err != nil {
+	if err := checkTimeout(f.TTL, m.cfg.MaxTimeout); err != nil {
 		return nil, err
 	}
 	if err := m.canCopy(); err != nil {
@@ -47,35 +73,95 @@ func (m *Manager) Fork(ctx context.Context, who identity.Principal, id ID, count
 	if m.tasks.ended() {
 		return nil, fmt.Errorf("server is shutting down: %w", errdefs.ErrUnavailable)
 	}
-	e, err := m.beginCopy(ctx, who, id)
+	out := make([]Forked, f.Count)
+	if key == "" {
+		every := make([]int, f.Count)
+		for i := range every {
+			every[i] = i
+		}
+		if err := m.makeChildren(ctx, who, f, Idempotency{}, out, every); err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
+	mark, err := m.fingerprint(f)
 	if err != nil {
 		return nil, err
 	}
-	c, err := m.forkPoint(ctx, e, count)
+	return m.once(ctx, attemptKey{who.Team, key}, mark, func(ctx context.Context) ([]Forked, error) {
+		missing, err := m.findChildren(ctx, who, key, mark, out)
+		if err != nil || len(missing) == 0 {
+			return out, err
+		}
+		err = m.makeChildren(ctx, who, f, Idempotency{Key: key, Fingerprint: mark}, out, missing)
+		if err == nil || len(missing) == len(out) {
+			return out, err
+		}
+		for _, i := range missing { // the others are there
+			out[i].Err = err
+		}
+		return out, nil
+	})
+}
+
+// childKey is the key of the i-th child of a fork: the first one has the fork's,
+// so that it clashes with a create's, the others have what no caller can send.
+func childKey(key string, i int) string {
+	if key == "" || i == 0 {
+		return key
+	}
+	return key + "\n" + strconv.Itoa(i)
+}
+
+// findChildren puts those that a fork with the key has made into out, and
+// returns which are missing.
+func (m *Manager) findChildren(ctx context.Context, who identity.Principal, key, mark string, out []Forked) (missing []int, err error) {
+	for i := range out {
+		sb, found, err := m.keyed(ctx, who, childKey(key, i), mark)
+		switch {
+		case errors.Is(err, apierr.ErrUnprocessable) || ctx.Err() != nil:
+			return nil, err
+		case !found && err == nil:
+			missing = append(missing, i)
+		default:
+			out[i] = Forked{Sandbox: sb, Err: err}
+		}
+	}
+	return missing, nil
+}
+
+// makeChildren forks f.Source into the members of out that which names. Its
+// error means that there are none.
+func (m *Manager) makeChildren(ctx context.Context, who identity.Principal, f forking, idem Idempotency, out []Forked, which []int) error {
+	e, err := m.beginCopy(ctx, who, f.Source)
+	if err != nil {
+		return err
+	}
+	c, err := m.forkPoint(ctx, e, f.Count)
 	m.endCopy(e)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// One that is left over by a crash is collected by the sweep.
 	defer func() { m.deleteArtifact(ctx, c.artifact.ID); c.release() }()
 	g, err := m.unseal(c.sb)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	build, err := m.deps.Templates.Build(ctx, c.sb.Build)
 	if err != nil {
-		return nil, fmt.Errorf("template of sandbox %q: %w", id, err)
+		return fmt.Errorf("template of sandbox %q: %w", f.Source, err)
 	}
-	out := make([]Forked, count)
 	var group errgroup.Group
 	group.SetLimit(m.cfg.ConcurrentCreates)
-	for i := range out {
+	for _, i := range which {
 		group.Go(func() error {
-			child, err := m.planChild(who, c, g, build, ttl)
+			child, err := m.planChild(who, c, g, build, f.TTL)
 			if err == nil {
 				if child.sb.Name != "" {
 					child.sb.Name = clip(child.sb.Name, maxName-4) + "-" + strconv.Itoa(i+1)
 				}
+				child.sb.Idempotency = Idempotency{Key: childKey(idem.Key, i), Fingerprint: idem.Fingerprint}
 				out[i].Sandbox, err = m.launch(ctx, child)
 			}
 			out[i].Err = err
@@ -83,8 +169,8 @@ func (m *Manager) Fork(ctx context.Context, who identity.Principal, id ID, count
 		})
 	}
 	_ = group.Wait() // each keeps its own
-	m.log.InfoContext(ctx, "sandbox forked", slog.String("sandbox", string(id)), slog.Int("children", count), slog.Duration("frozen", c.frozen))
-	return out, nil
+	m.log.InfoContext(ctx, "sandbox forked", slog.String("sandbox", string(f.Source)), slog.Int("children", len(which)), slog.Duration("frozen", c.frozen))
+	return nil
 }
 
 // forkPoint checks the team's limit and saves the source.

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
@@ -236,5 +238,91 @@ func TestCrashAtEveryStepOfFork(t *testing.T) {
 		if done || t.Failed() {
 			return
 		}
+	}
+}
+
+// A fork that is repeated with its key gives the same children; those that are
+// missing are made anew.
+func TestForkOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	src := create(t, p)
+	fork := func(count int, key string) []sandbox.Forked {
+		t.Helper()
+		out, err := p.ForkOnce(t.Context(), alice, src.ID, count, time.Minute, key)
+		if err != nil || len(out) != count {
+			t.Fatalf("ForkOnce() = %d, %v", len(out), err)
+		}
+		return out
+	}
+	ids := func(out []sandbox.Forked) (ids []sandbox.ID) {
+		t.Helper()
+		for _, f := range out {
+			if f.Err != nil {
+				t.Errorf("child: %v", f.Err)
+			}
+			ids = append(ids, f.Sandbox.ID)
+		}
+		return ids
+	}
+	first := ids(fork(3, "k"))
+	if again := ids(fork(3, "k")); !slices.Equal(again, first) {
+		t.Errorf("repeated: %v, want %v", again, first)
+	}
+	if other := ids(fork(3, "k2")); slices.Contains(other, first[0]) {
+		t.Error("another key gave the same children")
+	}
+	_, err := p.ForkOnce(t.Context(), alice, src.ID, 2, time.Minute, "k")
+	wantCode(t, "ForkOnce(other count)", err, "idempotency_key_reused", apierr.ErrUnprocessable)
+	_, err = p.Create(t.Context(), alice, keyed("k"))
+	wantCode(t, "Create(key of a fork)", err, "idempotency_key_reused", apierr.ErrUnprocessable)
+	_, err = p.ForkOnce(t.Context(), alice, src.ID, 2, time.Minute, "")
+	wantCode(t, "ForkOnce(no key)", err, "idempotency_key_invalid", errdefs.ErrInvalidArgument)
+
+	// One that failed is made when it is asked for again; one that ended is not.
+	p.failNext("restore")
+	partly := fork(3, "k3")
+	bad := slices.IndexFunc(partly, func(f sandbox.Forked) bool { return f.Err != nil })
+	if bad < 0 {
+		t.Fatal("no child failed")
+	}
+	ended := partly[(bad+1)%3].Sandbox.ID
+	if err := p.Kill(t.Context(), alice, ended, ""); err != nil {
+		t.Fatal(err)
+	}
+	whole := fork(3, "k3")
+	wantCode(t, "child that ended", whole[(bad+1)%3].Err, "idempotency_key_ended", errdefs.ErrConflict)
+	if whole[bad].Err != nil || whole[(bad+2)%3].Sandbox.ID != partly[(bad+2)%3].Sandbox.ID {
+		t.Errorf("repeated %+v, want the missing child made and the other kept", whole)
+	}
+
+	// The source may have ended, and the server have been killed.
+	if err := p.Kill(t.Context(), alice, src.ID, ""); err != nil {
+		t.Fatal(err)
+	}
+	p.kill9()
+	p = w.boot(t, testConfig()).run(t)
+	if again := ids(fork(3, "k")); !slices.Equal(again, first) {
+		t.Errorf("after a crash: %v, want %v", again, first)
+	}
+}
+
+func TestForkOnceConcurrently(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	src := create(t, p)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := p.ForkOnce(t.Context(), alice, src.ID, 4, time.Minute, "k"); err != nil {
+				t.Errorf("ForkOnce() = %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(w.boxes.ids()); n != 5 {
+		t.Errorf("%d boxes, want the source and four children", n)
 	}
 }

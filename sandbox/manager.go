@@ -34,6 +34,17 @@ type Config struct {
 	MaxPerTeam int
 	// ConcurrentCreates bounds boxes being started at once. Default 8.
 	ConcurrentCreates int
+	// CreateQueue bounds how many wait for their box to be started, and
+	// CreateQueueWait for how long. Defaults 256 and 30 s; a negative CreateQueue
+	// lets nobody wait.
+	CreateQueue     int
+	CreateQueueWait time.Duration
+	// MemoryReserve is what stays free of the host's memory when boxes are
+	// started, in bytes; it needs Deps.FreeMemory.
+	MemoryReserve int64
+	// Idempotency is how long an idempotency key means the sandbox that was
+	// created with it. Default 24 h.
+	Idempotency time.Duration
 	// CreateTimeout bounds starting a box and its agent, and taking one over.
 	// Default 60 s.
 	CreateTimeout time.Duration
@@ -51,6 +62,10 @@ type Config struct {
 	SweepInterval time.Duration
 	// Retention is how long records of ended sandboxes are kept. Default 7 d.
 	Retention time.Duration
+	// KeepPaused is how long sandboxes stay paused before they end, MaxPaused how
+	// many a team may pause; zero means no limit. A timeout pauses beyond it.
+	KeepPaused time.Duration
+	MaxPaused  int
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
@@ -79,6 +94,9 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.Node, "local")
 	orDefault(&c.MaxTimeout, 24*time.Hour)
 	orDefault(&c.ConcurrentCreates, 8)
+	orDefault(&c.CreateQueue, 256)
+	orDefault(&c.CreateQueueWait, 30*time.Second)
+	orDefault(&c.Idempotency, 24*time.Hour)
 	orDefault(&c.CreateTimeout, time.Minute)
 	orDefault(&c.DestroyTimeout, 30*time.Second)
 	orDefault(&c.DeadlineGrace, 10*time.Second)
@@ -106,8 +124,8 @@ type Resolver interface {
 	Build(ctx context.Context, id template.BuildID) (template.Build, error)
 }
 
-// Deps are what a Manager works with. All but Vault, Closing and Metrics must
-// be set.
+// Deps are what a Manager works with. All but Vault, Closing, FreeMemory and
+// Metrics must be set.
 type Deps struct {
 	Store     Store
 	Templates Resolver
@@ -125,9 +143,12 @@ type Deps struct {
 	// or destroyed, for a last look at what it used; the box may have died. It
 	// must return soon. May be nil.
 	Closing func(ctx context.Context, l *Live, box provider.Box)
-	Seed    identity.Seed
-	Log     *slog.Logger
-	Metrics Metrics
+	// FreeMemory is how much memory the host can give without swapping, in
+	// bytes. Nil refuses nothing for lack of it.
+	FreeMemory func() (bytes int64, err error)
+	Seed       identity.Seed
+	Log        *slog.Logger
+	Metrics    Metrics
 }
 
 // Metrics are called as things happen, where set. They must not block.
@@ -139,12 +160,17 @@ type Metrics struct {
 	Live         func(n int) // running sandboxes
 	Paused       func(took time.Duration)
 	Resumed      func(took time.Duration)
+	// Queued is how many wait to be started, QueueWaited how long one did (also
+	// not at all), Refused why one was not let in: one of the Refused constants.
+	Queued      func(n int)
+	QueueWaited func(took time.Duration)
+	Refused     func(reason string)
 }
 
 // Stages of a create, for Metrics.CreateFailed.
 const (
+	StageQueue  = "queue" // there is no record yet
 	StageAdmit  = "admit"
-	StageQueue  = "queue"
 	StageAttach = "attach"
 	StageBox    = "box"
 	StageAgent  = "agent"
@@ -157,21 +183,28 @@ type Manager struct {
 	cfg   Config
 	deps  Deps
 	log   *slog.Logger
-	slots chan struct{} // a token per box being started
 	tasks tasks
 	wake  chan struct{} // the earliest deadline changed
 	pool  *pool.Pool    // nil when no boxes are kept warm
+	// admission is passed by all that starts a box and is not from the pool.
+	admission *admission
+	// clearing is a lock that is held while an orphaned box is judged and
+	// destroyed: a resume, which makes a box of the same id, waits for that.
+	clearing chan struct{}
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
-	// dormant are the paused sandboxes that traffic may wake.
+	// dormant are the paused sandboxes that traffic may wake, paused all of them.
 	dormant   map[ID]Dormant
+	paused    map[ID]sleeper
 	deadlines deadlines
 	running   int
 	held      []snapshot.ID // artifacts in use that no record refers to
 	leftovers map[snapshot.ID]bool
+	// attempts are the creates with an idempotency key that are under way.
+	attempts map[attemptKey]*attempt
 }
 
 // New returns a Manager that starts nothing; Run does.
@@ -188,11 +221,14 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		cfg:       cfg,
 		deps:      deps,
 		log:       deps.Log,
-		slots:     make(chan struct{}, cfg.ConcurrentCreates),
+		admission: newAdmission(cfg, deps),
 		wake:      make(chan struct{}, 1),
+		clearing:  make(chan struct{}, 1),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
+		attempts:  map[attemptKey]*attempt{},
+		paused:    map[ID]sleeper{},
 	}
 	var err error
 	if m.pool, err = m.newPool(); err != nil {
@@ -215,7 +251,17 @@ func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandb
 	if !maySee(who, sb.Team) {
 		return Sandbox{}, notFound(id)
 	}
-	return sb, nil
+	return m.asItIs(sb), nil
+}
+
+// asItIs is a record that may lag behind: its streams break before it says so.
+func (m *Manager) asItIs(sb Sandbox) Sandbox {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if e := m.entries[sb.ID]; e != nil && e.phase == ending && sb.State == Running {
+		sb.State, sb.Reason = Killing, e.why
+	}
+	return sb
 }
 
 // List returns one page of the caller's sandboxes.
@@ -226,7 +272,17 @@ func (m *Manager) List(ctx context.Context, who identity.Principal, f Filter) (p
 		}
 		f.Team = who.Team
 	}
-	return m.deps.Store.List(ctx, f)
+	page, next, running, err = m.deps.Store.List(ctx, f)
+	shown := page[:0]
+	for _, sb := range page {
+		now := m.asItIs(sb)
+		if now.State != sb.State && len(f.States) > 0 && !slices.Contains(f.States, now.State) {
+			running--
+			continue
+		}
+		shown = append(shown, now)
+	}
+	return shown, next, running, err
 }
 
 // Live finds a running sandbox for the data plane, of any team, from memory.

@@ -448,3 +448,31 @@ func TestLimitHitIsRecorded(t *testing.T) {
 		}
 	}
 }
+
+// Whoever saw a stream break sees no running sandbox any more, however long it
+// takes to end it.
+func TestWhatEndsIsNotRunning(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ending, release := make(chan struct{}), make(chan struct{})
+	w.boxes.destroying = sync.OnceFunc(func() { close(ending); <-release })
+	p := w.boot(t, testConfig()).run(t)
+	sb, other := create(t, p), create(t, p)
+	live, _ := p.Live(sb.ID)
+	p.failNext("mutate") // the step to Killing is not recorded
+	killed := make(chan error, 1)
+	go func() { killed <- p.Kill(t.Context(), alice, sb.ID, "") }()
+	<-live.Gone
+	<-ending
+	if got, err := p.Get(t.Context(), alice, sb.ID); err != nil || got.State != sandbox.Killing || got.Reason != "killed" {
+		t.Errorf("Get() = %s %q, %v, want killing", got.State, got.Reason, err)
+	}
+	page, _, running, err := p.List(t.Context(), alice, sandbox.Filter{States: []sandbox.State{sandbox.Running}, Limit: 10})
+	if err != nil || len(page) != 1 || page[0].ID != other.ID || running != 1 {
+		t.Errorf("List(running) = %d records, %d running, %v, want the other alone", len(page), running, err)
+	}
+	close(release)
+	if err := <-killed; err != nil {
+		t.Errorf("Kill() = %v", err)
+	}
+}

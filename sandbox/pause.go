@@ -57,6 +57,10 @@ func (m *Manager) Pause(ctx context.Context, who identity.Principal, id ID, k sn
 	m.mu.Lock()
 	was, copying := e.phase, e.copying
 	if was == live && !copying {
+		if err := m.mayPause(e.team); err != nil {
+			m.mu.Unlock()
+			return err
+		}
 		m.beginSave(e)
 	}
 	m.mu.Unlock()
@@ -263,7 +267,7 @@ func (m *Manager) killPaused(ctx context.Context, who identity.Principal, id ID,
 		return err
 	}
 	m.mu.Lock()
-	delete(m.dormant, id)
+	m.wakes(id)
 	m.mu.Unlock()
 	if a != nil {
 		m.deleteArtifact(ctx, a.ID)

@@ -64,6 +64,7 @@ func (m *Manager) sweep(ctx context.Context) {
 		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
 	}
 	m.destroyOrphans(ctx)
+	m.expirePaused(ctx)
 	m.collectArtifacts(ctx)
 }
 
@@ -297,6 +298,7 @@ func (m *Manager) recordInterrupted(ctx context.Context, id ID) error {
 		if s.State != Pending {
 			return audit.Event{}, errEnded
 		}
+		s.Idempotency.Key = ""
 		s.State, s.Reason, s.EndedAt = Failed, "server stopped while the sandbox was being created", now
 		return audit.Event{Type: "sandbox.failed", At: now, Actor: "system", Reason: "interrupted"}, nil
 	})
@@ -403,6 +405,12 @@ func (m *Manager) boxes(ctx context.Context) ([]provider.Handle, error) {
 func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	ctx, cancel := m.patient(ctx, m.cfg.DestroyTimeout)
 	defer cancel()
+	select {
+	case m.clearing <- struct{}{}:
+		defer func() { <-m.clearing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	// An entry exists from before a box is created until after it is destroyed;
 	// a warm box is the pool's until its record exists.
 	if m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {

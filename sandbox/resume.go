@@ -112,14 +112,22 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	m.mu.Unlock()
 
 	r := &revival{who: who, ttl: ttl, entry: e}
+	if sb.State == Paused && sb.Saved != nil {
+		r.artifact = *sb.Saved
+	}
+	leave, err := m.admission.enter(ctx, sb.Team)
+	if err != nil {
+		return Sandbox{}, m.unrevive(ctx, r, err)
+	}
 	box, err := m.revive(ctx, r)
+	leave()
 	if err == nil {
 		if m.publish(e, box, r.sb) {
 			m.watch(e, box)
 			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
 			r.undo.Done()
 			m.mu.Lock()
-			delete(m.dormant, id)
+			m.wakes(id)
 			m.mu.Unlock()
 			m.deleteArtifact(ctx, r.artifact.ID)
 			took := time.Since(began)
@@ -172,12 +180,13 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("template of the paused sandbox: %w", err))
 	}
+	// Its entry is there, so that no sweep that begins now takes its box.
 	select {
-	case m.slots <- struct{}{}:
+	case m.clearing <- struct{}{}:
+		<-m.clearing
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	defer func() { <-m.slots }()
 
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
@@ -229,7 +238,10 @@ func (m *Manager) unrevive(ctx context.Context, r *revival, first error) error {
 	var err error
 	switch {
 	case killed:
-		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.admitted {
+		m.mu.Lock()
+		delete(m.dormant, e.id)
+		m.mu.Unlock()
+		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.artifact.ID != "" {
 			m.deleteArtifact(ctx, r.artifact.ID)
 		}
 		first = notFound(e.id)
@@ -261,11 +273,16 @@ func (m *Manager) recordPaused(ctx context.Context, id ID, why string) error {
 	return err
 }
 
-// noteDormant remembers a Paused record that traffic may wake: it must have been
-// saved with its memory.
+// noteDormant remembers a Paused record, and apart one that traffic may wake: it
+// must have been saved with its memory.
 func (m *Manager) noteDormant(sb Sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if sb.State == Paused {
+		m.paused[sb.ID] = sleeper{sb.Team, sb.EndsAt}
+	} else {
+		delete(m.paused, sb.ID)
+	}
 	if sb.State != Paused || !sb.Lifecycle.AutoResume || sb.Lifecycle.Spent != "" || sb.Saved == nil || sb.Saved.Kind != snapshot.Memory {
 		delete(m.dormant, sb.ID)
 		return

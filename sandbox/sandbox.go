@@ -67,8 +67,10 @@ type Sandbox struct {
 	// Saved is the artifact of a Paused or Resuming sandbox, else nil.
 	Saved *snapshot.Artifact
 	// Origin says of what it is a copy; Parent is the snapshot's artifact.
-	Origin  Origin
-	Version int64
+	Origin Origin
+	// Idempotency is the key that it was created with.
+	Idempotency Idempotency
+	Version     int64
 }
 
 // What happens to a sandbox at its end.
@@ -110,29 +112,34 @@ type Network struct {
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 }
 
-// CreateRequest asks for a sandbox.
+// CreateRequest asks for a sandbox. Its JSON is what fingerprints are made of:
+// what is not set must not show in it, or a field that is added changes them all.
 type CreateRequest struct {
-	Template string // reference: name, name:tag or ID
-	Name     string
+	Template string `json:"template,omitzero"` // reference: name, name:tag or ID
+	Name     string `json:"name,omitzero"`
 	// Timeout is the life from when the sandbox runs; the caller applies its
 	// wire's default. 0 < Timeout <= Manager's maximum.
-	Timeout  time.Duration
-	Env      map[string]string
-	Metadata map[string]string
-	Network  Network
+	Timeout  time.Duration     `json:"timeout,omitzero"`
+	Env      map[string]string `json:"env,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Network  Network           `json:"network,omitzero"`
 	// Resources override the template's defaults; they may not exceed the
 	// server's maxima. Zero fields keep the default.
-	Resources provider.Resources
+	Resources provider.Resources `json:"resources,omitzero"`
 	// OnTimeout is OnTimeoutKill (also when empty) or OnTimeoutPause.
-	OnTimeout string
+	OnTimeout string `json:"onTimeout,omitzero"`
 	// AutoResume and FilesOnly go to Lifecycle.
-	AutoResume, FilesOnly bool
+	AutoResume bool `json:"autoResume,omitzero"`
+	FilesOnly  bool `json:"filesOnly,omitzero"`
 	// Budget goes to Lifecycle; members that are not set are the server's.
-	Budget Budget
+	Budget Budget `json:"budget,omitzero"`
+	// IdempotencyKey makes several Creates of a team with the same request one;
+	// see Manager.Create. It is not part of what the request asks for.
+	IdempotencyKey string `json:"-"`
 	// Progress, when set, is told of each Stage as it begins, from the create's
 	// own goroutine: it must not block. The first comes once the create has been
-	// admitted.
-	Progress func(Stage)
+	// admitted. Of several creates with one key only the first is told.
+	Progress func(Stage) `json:"-"`
 }
 
 // Filter selects sandboxes for List.
@@ -154,10 +161,15 @@ type Store interface {
 	// sandboxes (Pending, Running, Resuming) as it may, nothing is written and
 	// the error is errdefs.ErrResourceExhausted. The limit is the team's own,
 	// else maxLive; zero means none. Counting and inserting are one step, so
-	// concurrent calls cannot overshoot.
+	// concurrent calls cannot overshoot. In the same transaction the record takes
+	// its idempotency key: from one that failed or whose time with it is over by
+	// CreatedAt, otherwise nothing is written and the error is ErrKeyTaken.
 	Insert(ctx context.Context, s Sandbox, maxLive int, evs ...audit.Event) error
 	// Get is errdefs.ErrNotFound for unknown ids.
 	Get(ctx context.Context, id ID) (Sandbox, error)
+	// ByKey returns the record that has a team's idempotency key, also when it
+	// failed or its time with the key is over; errdefs.ErrNotFound.
+	ByKey(ctx context.Context, team identity.TeamID, key string) (Sandbox, error)
 	// List returns one page, the cursor of the next ("" at the end) and the
 	// number of Running records that match before paging.
 	List(ctx context.Context, f Filter) (page []Sandbox, next string, running int, err error)
@@ -172,16 +184,22 @@ type Store interface {
 	// Unfinished returns every record that is not Killed or Failed, for
 	// recovery.
 	Unfinished(ctx context.Context) ([]Sandbox, error)
+	// Prune deletes Killed and Failed rows that ended before t and whose
+	// idempotency key is over.
+	Prune(ctx context.Context, t time.Time) (int, error)
+	// Record writes an audit event that changes no record.
+	Record(ctx context.Context, ev audit.Event) error
+	Expiry
+}
+
+// Expiry is the part of Store that finds what has to end.
+type Expiry interface {
 	// ClaimExpired leases due rows to one node, so that a cluster reaps each
 	// once.
 	ClaimExpired(ctx context.Context, node string, now time.Time, limit int) ([]Sandbox, error)
 	// NextDeadline is the earliest EndsAt of Running rows of the node; zero
 	// when there are none.
 	NextDeadline(ctx context.Context, node string) (time.Time, error)
-	// Prune deletes Killed and Failed rows that ended before t.
-	Prune(ctx context.Context, t time.Time) (int, error)
-	// Record writes an audit event that changes no record.
-	Record(ctx context.Context, ev audit.Event) error
 }
 
 // Live is what the data plane needs of a running sandbox; it comes from

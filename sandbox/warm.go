@@ -60,6 +60,9 @@ func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider
 	if err != nil {
 		return nil, err
 	}
+	if err := m.admission.fits(); err != nil {
+		return nil, err
+	}
 	box, err := m.deps.Provider.Create(ctx, provider.Spec{
 		SandboxID: id, Hostname: id, Rootfs: build.Rootfs, Resources: k.Resources,
 		Labels: map[string]string{"caisson.pool": "warm", "caisson.node": m.cfg.Node},

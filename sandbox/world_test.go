@@ -39,6 +39,9 @@ type world struct {
 	boxes *boxes
 	seed  identity.Seed
 	vault *vault
+	// metrics and memory go to the processes that are booted.
+	metrics sandbox.Metrics
+	memory  func() (int64, error)
 }
 
 func newWorld(t *testing.T) *world {
@@ -64,7 +67,10 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
+	onStep               func(name string) // set before it runs
 	deadlineHangs        atomic.Bool
+	// loseInsert lets the next insert succeed and its answer get lost.
+	loseInsert atomic.Bool
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
@@ -96,8 +102,9 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Vault:     faultyVault{w.vault, p},
 		Policy:    policy,
 		Closing:   p.closing,
-		Seed:      w.seed,
-		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Metrics:   w.metrics, FreeMemory: w.memory,
+		Seed: w.seed,
+		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatalf("New() = %v", err)
@@ -160,6 +167,9 @@ var (
 func (p *process) step(name string) error {
 	if p.dead.Load() {
 		return errDead
+	}
+	if f := p.onStep; f != nil {
+		f(name)
 	}
 	n := p.calls.Add(1)
 	p.mu.Lock()
@@ -230,7 +240,18 @@ func (s faultyStore) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int
 	if err := s.p.step("insert"); err != nil {
 		return err
 	}
-	return s.Store.Insert(ctx, sb, maxLive, evs...)
+	err := s.Store.Insert(ctx, sb, maxLive, evs...)
+	if err == nil && s.p.loseInsert.CompareAndSwap(true, false) {
+		return errInjected
+	}
+	return err
+}
+
+func (s faultyStore) ByKey(ctx context.Context, team identity.TeamID, key string) (sandbox.Sandbox, error) {
+	if s.p.dead.Load() {
+		return sandbox.Sandbox{}, errDead
+	}
+	return s.Store.ByKey(ctx, team, key)
 }
 
 func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {

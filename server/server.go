@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -106,6 +107,9 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}
 	n.manager, err = sandbox.New(sandbox.Config{
 		MaxTimeout: cfg.Limits.MaxTimeout, MaxPerTeam: cfg.Limits.SandboxesPerTeam,
+		CreateQueue: cmp.Or(cfg.Limits.CreateQueue, -1), CreateQueueWait: cfg.Limits.CreateQueueWait,
+		MemoryReserve: int64(cfg.Limits.MemoryReserveMiB) << 20, Idempotency: cfg.Retention.Idempotency,
+		KeepPaused: cfg.Retention.Paused, MaxPaused: cfg.Limits.PausedPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
 		Budget:  sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
 		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
@@ -113,13 +117,16 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}, sandbox.Deps{
 		Store: n.home.store, Snapshots: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
-		Closing: n.closing,
+		Closing: n.closing, FreeMemory: freeMemory,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },
 			Ended:        m.Ended,
 			Paused:       m.Paused,
 			Resumed:      m.Resumed,
+			Queued:       m.SetCreateQueue,
+			QueueWaited:  m.CreateWaited,
+			Refused:      m.CreateRefused,
 			Live:         func(live int) { m.SetSandboxes(map[string]int{"running": live}) },
 		},
 	})
@@ -127,7 +134,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 }
 
 func createResult(stage string) string {
-	if stage == sandbox.StageAdmit {
+	if stage == sandbox.StageAdmit || stage == sandbox.StageQueue {
 		return "limit"
 	}
 	return "error"

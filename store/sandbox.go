@@ -3,6 +3,8 @@ package store
 import (
 	"cmp"
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,6 +35,9 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs
 		if err := admit(ctx, q, row.TeamID, maxLive); err != nil {
 			return err
 		}
+		if err := claimKey(ctx, q, row); err != nil {
+			return err
+		}
 		// A template deleted since it was resolved must not gain a sandbox: its
 		// root filesystem may be collected.
 		if n, err := q.LockTemplate(ctx, row.TemplateID); err != nil || n == 0 {
@@ -51,6 +56,38 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs
 		}
 		return nil
 	})
+}
+
+// claimKey makes the idempotency key of a new record free, or says that another
+// record has it: one that did not fail, and whose time with it is not over. The
+// caller holds the lock of the team's row, so that two cannot both find it free.
+func claimKey(ctx context.Context, q *db.Queries, row db.Sandbox) error {
+	if row.IdemKey == "" {
+		return nil
+	}
+	holder, err := q.SandboxByKey(ctx, db.SandboxByKeyParams{TeamID: row.TeamID, IdemKey: row.IdemKey})
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read idempotency key: %w", err)
+	}
+	if holder.State != string(sandbox.Failed) && holder.IdemUntil > row.CreatedAt {
+		return sandbox.ErrKeyTaken
+	}
+	if err := q.ReleaseKey(ctx, holder.ID); err != nil {
+		return fmt.Errorf("release idempotency key: %w", err)
+	}
+	return nil
+}
+
+// ByKey implements sandbox.Store.
+func (s *Store) ByKey(ctx context.Context, team identity.TeamID, key string) (sandbox.Sandbox, error) {
+	row, err := s.rq.SandboxByKey(ctx, db.SandboxByKeyParams{TeamID: string(team), IdemKey: key})
+	if err := found(err, "idempotency key", key); err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	return unpackSandbox(row)
 }
 
 // admit refuses when the team has as many live sandboxes as it may. It locks the
@@ -193,11 +230,12 @@ func (s *Store) NextDeadline(ctx context.Context, node string) (time.Time, error
 }
 
 // Prune implements sandbox.Store. What hangs on a row (egress records,
-// synthetic names) goes with it; audit events stay.
+// synthetic names) goes with it; audit events stay. A row that still has an
+// idempotency key stays until that is over.
 func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
 	total := 0
 	for {
-		ids, err := s.rq.EndedSandboxes(ctx, millis(before))
+		ids, err := s.rq.EndedSandboxes(ctx, db.EndedSandboxesParams{Before: millis(before), Now: millis(time.Now())})
 		if err != nil || len(ids) == 0 {
 			return total, err
 		}
@@ -264,6 +302,9 @@ func packSandbox(sb sandbox.Sandbox) (db.Sandbox, error) {
 		Sealed:     sb.Sealed,
 		Saved:      p.json(sb.Saved),
 		Origin:     p.json(sb.Origin),
+		IdemKey:    sb.Idempotency.Key,
+		IdemPrint:  sb.Idempotency.Fingerprint,
+		IdemUntil:  millis(sb.Idempotency.Until),
 	}
 	return row, p.err
 }
@@ -288,6 +329,9 @@ func unpackSandbox(row db.Sandbox) (sandbox.Sandbox, error) {
 		OnTimeout: row.OnTimeout,
 		Sealed:    row.Sealed,
 		Version:   row.Version,
+		Idempotency: sandbox.Idempotency{
+			Key: row.IdemKey, Fingerprint: row.IdemPrint, Until: fromMillis(row.IdemUntil),
+		},
 	}
 	p.parse(row.Handle, &sb.Handle)
 	p.parse(row.Network, &sb.Network)
@@ -323,6 +367,7 @@ func insertParams(r db.Sandbox) db.InsertSandboxParams {
 		Metadata: r.Metadata, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndsAt: r.EndsAt,
 		EndedAt: r.EndedAt, ListedAt: r.ListedAt, OnTimeout: r.OnTimeout,
 		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved, Origin: r.Origin,
+		IdemKey: r.IdemKey, IdemPrint: r.IdemPrint, IdemUntil: r.IdemUntil,
 	}
 }
 
@@ -332,6 +377,6 @@ func updateParams(r db.Sandbox, version int64) db.UpdateSandboxParams {
 		Handle: r.Handle, Network: r.Network, Egress: r.Egress, Resources: r.Resources,
 		Metadata: r.Metadata, StartedAt: r.StartedAt, EndsAt: r.EndsAt, EndedAt: r.EndedAt,
 		ListedAt: r.ListedAt, OnTimeout: r.OnTimeout,
-		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved,
+		Lifecycle: r.Lifecycle, Sealed: r.Sealed, Saved: r.Saved, IdemKey: r.IdemKey,
 	}
 }

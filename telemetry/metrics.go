@@ -29,6 +29,9 @@ type Metrics struct {
 	apiSeconds    prometheus.Histogram
 	flows         *prometheus.CounterVec
 	egressBytes   *prometheus.CounterVec
+	createQueue   prometheus.Gauge
+	createWait    prometheus.Histogram
+	createRefused *prometheus.CounterVec
 	poolTaken     *prometheus.CounterVec
 	poolBoxes     prometheus.Gauge
 	poolFill      prometheus.Histogram
@@ -39,7 +42,8 @@ type Metrics struct {
 var (
 	states      = []string{"pending", "running", "pausing", "paused", "resuming", "killing", "killed", "failed"}
 	results     = []string{"ok", "invalid", "limit", "error"}
-	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget"}
+	reasons     = []string{"killed", "timeout", "oom", "crashed", "engine_lost", "orphaned", "exited", "failed", "budget", "retention"}
+	refusals    = []string{"queue_full", "queue_wait", "memory"}
 	targets     = []string{"agent", "port"}
 	flowKinds   = []string{"tcp", "dns", "udp"}
 	verdicts    = []string{"allow", "deny"}
@@ -67,6 +71,9 @@ func NewMetrics(version string) *Metrics {
 	m.resumeSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_sandbox_resume_seconds", Help: "Time to resume a sandbox.", Buckets: buckets})
 	m.apiSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_api_request_seconds", Help: "Time of API requests.", Buckets: buckets})
 	m.proxySeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "caisson_proxied_first_byte_seconds", Help: "Time until a sandbox port answered.", Buckets: buckets}, []string{"target"})
+	m.createQueue = prometheus.NewGauge(prometheus.GaugeOpts{Name: "caisson_create_queue", Help: "Creates, resumes and children of forks that wait to be started."})
+	m.createWait = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_create_queue_seconds", Help: "Time that those which were let in had waited.", Buckets: buckets})
+	m.createRefused = counter("create_refused_total", "Creates, resumes and children of forks that were not let in, by reason.", "reason")
 	m.poolTaken = counter("pool_taken_total", "Creates that found a warm sandbox (hit) or did not (miss).", "result")
 	m.poolBoxes = prometheus.NewGauge(prometheus.GaugeOpts{Name: "caisson_pool_sandboxes", Help: "Warm sandboxes now."})
 	m.poolFill = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_pool_fill_seconds", Help: "Time to start one warm sandbox.", Buckets: buckets})
@@ -74,13 +81,16 @@ func NewMetrics(version string) *Metrics {
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_build_info", Help: "1, with the version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.pauseSeconds, m.resumeSeconds, m.apiSeconds, m.proxySeconds, build,
-		m.poolBoxes, m.poolFill, m.poolFailed,
+		m.createQueue, m.createWait, m.poolBoxes, m.poolFill, m.poolFailed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range states {
 		m.sandboxes.WithLabelValues(s)
 	}
 	for _, r := range results {
 		m.creates.WithLabelValues(r)
+	}
+	for _, r := range refusals {
+		m.createRefused.WithLabelValues(r)
 	}
 	for _, v := range verdicts {
 		m.flows.WithLabelValues("tcp", v)
@@ -178,6 +188,28 @@ func (m *Metrics) Flow(kind, verdict string, out, in int64) {
 	m.flows.WithLabelValues(known(flowKinds, kind), known(verdicts, verdict)).Inc()
 	m.egressBytes.WithLabelValues("out").Add(float64(max(out, 0)))
 	m.egressBytes.WithLabelValues("in").Add(float64(max(in, 0)))
+}
+
+// SetCreateQueue sets how many wait to be started.
+func (m *Metrics) SetCreateQueue(n int) {
+	if m != nil {
+		m.createQueue.Set(float64(n))
+	}
+}
+
+// CreateWaited counts one that was let in after a wait.
+func (m *Metrics) CreateWaited(took time.Duration) {
+	if m != nil {
+		m.createWait.Observe(took.Seconds())
+	}
+}
+
+// CreateRefused counts one that was not let in: reason is queue_full, queue_wait
+// or memory.
+func (m *Metrics) CreateRefused(reason string) {
+	if m != nil {
+		m.createRefused.WithLabelValues(known(refusals, reason)).Inc()
+	}
 }
 
 // PoolTaken counts a create that found a warm sandbox, or did not.

@@ -25,7 +25,7 @@ const (
 
 // CreateSandboxV1 implements e2bapi.StrictServerInterface.
 func (s *server) CreateSandboxV1(ctx context.Context, r e2bapi.CreateSandboxV1RequestObject) (e2bapi.CreateSandboxV1ResponseObject, error) {
-	out, err := s.create(ctx, r.Body, timeoutV1)
+	out, err := s.create(ctx, r.Body, timeoutV1, r.Params.IdempotencyKey)
 	if err != nil {
 		return nil, err
 	}
@@ -34,18 +34,24 @@ func (s *server) CreateSandboxV1(ctx context.Context, r e2bapi.CreateSandboxV1Re
 
 // CreateSandbox implements e2bapi.StrictServerInterface.
 func (s *server) CreateSandbox(ctx context.Context, r e2bapi.CreateSandboxRequestObject) (e2bapi.CreateSandboxResponseObject, error) {
-	out, err := s.create(ctx, r.Body, timeoutV2)
+	out, err := s.create(ctx, r.Body, timeoutV2, r.Params.IdempotencyKey)
 	if err != nil {
 		return nil, err
 	}
 	return e2bapi.CreateSandbox201JSONResponse{SandboxJSONResponse: out}, nil
 }
 
-func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeout int32) (e2bapi.SandboxJSONResponse, error) {
+func (s *server) create(ctx context.Context, in *e2bapi.NewSandbox, defaultTimeout int32, key *string) (e2bapi.SandboxJSONResponse, error) {
 	who := api.Caller(ctx)
 	req, err := s.request(*in, defaultTimeout)
 	if err != nil {
 		return e2bapi.SandboxJSONResponse{}, err
+	}
+	if key != nil {
+		if err := sandbox.CheckKey(*key); err != nil {
+			return e2bapi.SandboxJSONResponse{}, err
+		}
+		req.IdempotencyKey = *key
 	}
 	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
 		return e2bapi.SandboxJSONResponse{}, api.TooFast(q, "too many creates")

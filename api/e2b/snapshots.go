@@ -112,7 +112,12 @@ func (s *server) ForkSandbox(ctx context.Context, r e2bapi.ForkSandboxRequestObj
 	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
 		return nil, api.TooFast(q, "too many creates")
 	}
-	made, err := s.Sandboxes.Fork(ctx, who, id, count, ttl)
+	var made []sandbox.Forked
+	if key := r.Params.IdempotencyKey; key != nil {
+		made, err = s.Sandboxes.ForkOnce(ctx, who, id, count, ttl, *key)
+	} else {
+		made, err = s.Sandboxes.Fork(ctx, who, id, count, ttl)
+	}
 	if err != nil {
 		return nil, about(id, err)
 	}

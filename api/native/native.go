@@ -48,6 +48,7 @@ type Saver interface {
 	ListSnapshots(ctx context.Context, who identity.Principal, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
 	DeleteSnapshot(ctx context.Context, who identity.Principal, t template.Template, tag string) error
 	Fork(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration) ([]sandbox.Forked, error)
+	ForkOnce(ctx context.Context, who identity.Principal, id sandbox.ID, count int, ttl time.Duration, key string) ([]sandbox.Forked, error)
 }
 
 // Lookup finds sandboxes without a query.

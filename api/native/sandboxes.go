@@ -83,6 +83,12 @@ func (s *server) CreateSandbox(ctx context.Context, r nativeapi.CreateSandboxReq
 	if err != nil {
 		return nil, err
 	}
+	if key := r.Params.IdempotencyKey; key != nil {
+		if err := sandbox.CheckKey(*key); err != nil {
+			return nil, err
+		}
+		req.IdempotencyKey = *key
+	}
 	if q, ok := s.Creates.Allow(string(who.Team)); !ok {
 		return nil, api.TooFast(q, "too many creates")
 	}

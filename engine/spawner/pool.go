@@ -83,19 +83,24 @@ func (p *Pool) Close() error {
 // spawnRequest, stay the caller's. When it fails, no process is left.
 // The sandbox starts inside group.
 func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgroup.Group, files []*os.File) (*Sentry, error) {
+	req := spawnRequest{Create: c, Bundle: dir, Cgroups: group.Dirs(), V2: group.V2()}
 	var w *worker
-	for w == nil || w.dead() { // one that has just died was not dropped yet
-		select {
-		case w = <-p.free:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+	var m wire.Message
+	var got []*os.File
+	err := errUnsent
+	for errors.Is(err, errUnsent) { // that spawner is dying; another one does it
+		if w, err = p.take(ctx); err != nil {
+			return nil, err
+		}
+		// A start that has begun is finished even if the caller has gone; only
+		// then is it known what to clean up.
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), spawnTimeout)
+		m, got, err = w.call(call, opSpawn, req, files...)
+		cancel()
+		if errors.Is(err, errUnsent) {
+			_ = w.cmd.Process.Kill() // watch replaces it
 		}
 	}
-	// A start that has begun is finished even if the caller has gone; only then
-	// is it known what to clean up.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), spawnTimeout)
-	defer cancel()
-	m, got, err := w.call(call, opSpawn, spawnRequest{Create: c, Bundle: dir, Cgroups: group.Dirs(), V2: group.V2()}, files...)
 	if errors.Is(err, context.DeadlineExceeded) {
 		p.log.Error("spawner does not answer", slog.String("box", c.ID))
 		_ = w.cmd.Process.Kill()
@@ -113,6 +118,20 @@ func (p *Pool) Spawn(ctx context.Context, c wire.Create, dir string, group *cgro
 		return nil, fmt.Errorf("start sandbox: bad reply of spawner: %w", err)
 	}
 	return &Sentry{PID: r.PID, PIDFD: got[0], p: p, w: w}, nil
+}
+
+// take waits for a spawner that lives.
+func (p *Pool) take(ctx context.Context) (*worker, error) {
+	for {
+		select {
+		case w := <-p.free:
+			if !w.dead() { // one that has just died was not dropped yet
+				return w, nil
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // Reap collects the status of a sandbox that has ended. It is called once.

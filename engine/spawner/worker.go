@@ -3,6 +3,7 @@ package spawner
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -33,6 +34,10 @@ type pending struct {
 	op string
 	ch chan reply // takes one
 }
+
+// errUnsent says that a spawner can take no request any more. It has not acted on
+// this one: a request is complete or nothing.
+var errUnsent = errors.New("request was not sent")
 
 type reply struct {
 	m     wire.Message
@@ -123,7 +128,7 @@ func (w *worker) call(ctx context.Context, op string, body any, files ...*os.Fil
 	w.mu.Unlock()
 	if err := w.conn.Send(wire.Message{ID: id, Op: op, Body: wire.Encode(body)}, files...); err != nil {
 		w.abandon(id)
-		return wire.Message{}, nil, err
+		return wire.Message{}, nil, fmt.Errorf("%w: %w", errUnsent, err)
 	}
 	var err error
 	select {

@@ -234,6 +234,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.referredArtifactsStmt, err = db.PrepareContext(ctx, referredArtifacts); err != nil {
 		return nil, fmt.Errorf("error preparing query ReferredArtifacts: %w", err)
 	}
+	if q.releaseKeyStmt, err = db.PrepareContext(ctx, releaseKey); err != nil {
+		return nil, fmt.Errorf("error preparing query ReleaseKey: %w", err)
+	}
 	if q.revokeKeyStmt, err = db.PrepareContext(ctx, revokeKey); err != nil {
 		return nil, fmt.Errorf("error preparing query RevokeKey: %w", err)
 	}
@@ -242,6 +245,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.runningMetadataStmt, err = db.PrepareContext(ctx, runningMetadata); err != nil {
 		return nil, fmt.Errorf("error preparing query RunningMetadata: %w", err)
+	}
+	if q.sandboxByKeyStmt, err = db.PrepareContext(ctx, sandboxByKey); err != nil {
+		return nil, fmt.Errorf("error preparing query SandboxByKey: %w", err)
 	}
 	if q.sandboxRunsStmt, err = db.PrepareContext(ctx, sandboxRuns); err != nil {
 		return nil, fmt.Errorf("error preparing query SandboxRuns: %w", err)
@@ -634,6 +640,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing referredArtifactsStmt: %w", cerr)
 		}
 	}
+	if q.releaseKeyStmt != nil {
+		if cerr := q.releaseKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing releaseKeyStmt: %w", cerr)
+		}
+	}
 	if q.revokeKeyStmt != nil {
 		if cerr := q.revokeKeyStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing revokeKeyStmt: %w", cerr)
@@ -647,6 +658,11 @@ func (q *Queries) Close() error {
 	if q.runningMetadataStmt != nil {
 		if cerr := q.runningMetadataStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing runningMetadataStmt: %w", cerr)
+		}
+	}
+	if q.sandboxByKeyStmt != nil {
+		if cerr := q.sandboxByKeyStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing sandboxByKeyStmt: %w", cerr)
 		}
 	}
 	if q.sandboxRunsStmt != nil {
@@ -818,9 +834,11 @@ type Queries struct {
 	putTemplateStmt             *sql.Stmt
 	putTemplateTagStmt          *sql.Stmt
 	referredArtifactsStmt       *sql.Stmt
+	releaseKeyStmt              *sql.Stmt
 	revokeKeyStmt               *sql.Stmt
 	rootfsDigestsStmt           *sql.Stmt
 	runningMetadataStmt         *sql.Stmt
+	sandboxByKeyStmt            *sql.Stmt
 	sandboxRunsStmt             *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
 	teamRunsStmt                *sql.Stmt
@@ -909,9 +927,11 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		putTemplateStmt:             q.putTemplateStmt,
 		putTemplateTagStmt:          q.putTemplateTagStmt,
 		referredArtifactsStmt:       q.referredArtifactsStmt,
+		releaseKeyStmt:              q.releaseKeyStmt,
 		revokeKeyStmt:               q.revokeKeyStmt,
 		rootfsDigestsStmt:           q.rootfsDigestsStmt,
 		runningMetadataStmt:         q.runningMetadataStmt,
+		sandboxByKeyStmt:            q.sandboxByKeyStmt,
 		sandboxRunsStmt:             q.sandboxRunsStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
 		teamRunsStmt:                q.teamRunsStmt,

@@ -90,6 +90,9 @@ type Sandbox struct {
 	Sealed      string
 	Saved       string
 	Origin      string
+	IdemKey     string
+	IdemPrint   string
+	IdemUntil   int64
 }
 
 type Team struct {

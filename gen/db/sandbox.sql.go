@@ -69,12 +69,18 @@ func (q *Queries) DeleteSandbox(ctx context.Context, id string) (int64, error) {
 const endedSandboxes = `-- name: EndedSandboxes :many
 SELECT id FROM sandboxes
 WHERE state IN ('killed', 'failed') AND ended_at < $1
+  AND (idem_key = '' OR idem_until < $2)
 ORDER BY ended_at
 LIMIT 500
 `
 
-func (q *Queries) EndedSandboxes(ctx context.Context, endedAt int64) ([]string, error) {
-	rows, err := q.query(ctx, q.endedSandboxesStmt, endedSandboxes, endedAt)
+type EndedSandboxesParams struct {
+	Before int64
+	Now    int64
+}
+
+func (q *Queries) EndedSandboxes(ctx context.Context, arg EndedSandboxesParams) ([]string, error) {
+	rows, err := q.query(ctx, q.endedSandboxesStmt, endedSandboxes, arg.Before, arg.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +139,7 @@ func (q *Queries) ExpiredSandboxes(ctx context.Context, arg ExpiredSandboxesPara
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes WHERE id = $1
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -168,6 +174,9 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.Sealed,
 		&i.Saved,
 		&i.Origin,
+		&i.IdemKey,
+		&i.IdemPrint,
+		&i.IdemUntil,
 	)
 	return i, err
 }
@@ -176,11 +185,12 @@ const insertSandbox = `-- name: InsertSandbox :exec
 INSERT INTO sandboxes (
     id, team_id, template_id, alias, name, build_id, state, reason, node, handle,
     network, egress, resources, parent, metadata, created_at, started_at, ends_at,
-    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin, lease_node, leased_until, version
+    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin,
+    idem_key, idem_print, idem_until, lease_node, leased_until, version
 ) VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
     $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, $25, '', 0, 1
+    $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, '', 0, 1
 )
 `
 
@@ -210,6 +220,9 @@ type InsertSandboxParams struct {
 	Sealed     string
 	Saved      string
 	Origin     string
+	IdemKey    string
+	IdemPrint  string
+	IdemUntil  int64
 }
 
 func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) error {
@@ -239,6 +252,9 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) er
 		arg.Sealed,
 		arg.Saved,
 		arg.Origin,
+		arg.IdemKey,
+		arg.IdemPrint,
+		arg.IdemUntil,
 	)
 	return err
 }
@@ -247,7 +263,7 @@ const leaseSandbox = `-- name: LeaseSandbox :many
 UPDATE sandboxes SET lease_node = $1, leased_until = $2
 WHERE id = $3 AND state = 'running' AND ends_at <= $4
   AND (lease_node = $1 OR leased_until <= $4)
-RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin
+RETURNING id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until
 `
 
 type LeaseSandboxParams struct {
@@ -300,6 +316,9 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 			&i.Sealed,
 			&i.Saved,
 			&i.Origin,
+			&i.IdemKey,
+			&i.IdemPrint,
+			&i.IdemUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -315,7 +334,7 @@ func (q *Queries) LeaseSandbox(ctx context.Context, arg LeaseSandboxParams) ([]S
 }
 
 const listSandboxesAscending = `-- name: ListSandboxesAscending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -395,6 +414,9 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 			&i.Sealed,
 			&i.Saved,
 			&i.Origin,
+			&i.IdemKey,
+			&i.IdemPrint,
+			&i.IdemUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -410,7 +432,7 @@ func (q *Queries) ListSandboxesAscending(ctx context.Context, arg ListSandboxesA
 }
 
 const listSandboxesDescending = `-- name: ListSandboxesDescending :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until FROM sandboxes
 WHERE team_id = $1
   AND state IN ($2, $3, $4, $5, $6, $7, $8, $9)
   AND (template_id = $10 OR $10 = '')
@@ -490,6 +512,9 @@ func (q *Queries) ListSandboxesDescending(ctx context.Context, arg ListSandboxes
 			&i.Sealed,
 			&i.Saved,
 			&i.Origin,
+			&i.IdemKey,
+			&i.IdemPrint,
+			&i.IdemUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -534,6 +559,15 @@ func (q *Queries) NextDeadline(ctx context.Context, node string) ([]int64, error
 	return items, nil
 }
 
+const releaseKey = `-- name: ReleaseKey :exec
+UPDATE sandboxes SET idem_key = '', version = version + 1 WHERE id = $1
+`
+
+func (q *Queries) ReleaseKey(ctx context.Context, id string) error {
+	_, err := q.exec(ctx, q.releaseKeyStmt, releaseKey, id)
+	return err
+}
+
 const runningMetadata = `-- name: RunningMetadata :many
 SELECT metadata FROM sandboxes
 WHERE team_id = $1
@@ -571,8 +605,56 @@ func (q *Queries) RunningMetadata(ctx context.Context, arg RunningMetadataParams
 	return items, nil
 }
 
+const sandboxByKey = `-- name: SandboxByKey :one
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until FROM sandboxes WHERE team_id = $1 AND idem_key = $2 AND idem_key <> ''
+`
+
+type SandboxByKeyParams struct {
+	TeamID  string
+	IdemKey string
+}
+
+func (q *Queries) SandboxByKey(ctx context.Context, arg SandboxByKeyParams) (Sandbox, error) {
+	row := q.queryRow(ctx, q.sandboxByKeyStmt, sandboxByKey, arg.TeamID, arg.IdemKey)
+	var i Sandbox
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.TemplateID,
+		&i.Alias,
+		&i.Name,
+		&i.BuildID,
+		&i.State,
+		&i.Reason,
+		&i.Node,
+		&i.Handle,
+		&i.Network,
+		&i.Egress,
+		&i.Resources,
+		&i.Parent,
+		&i.Metadata,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.EndsAt,
+		&i.EndedAt,
+		&i.ListedAt,
+		&i.OnTimeout,
+		&i.LeaseNode,
+		&i.LeasedUntil,
+		&i.Version,
+		&i.Lifecycle,
+		&i.Sealed,
+		&i.Saved,
+		&i.Origin,
+		&i.IdemKey,
+		&i.IdemPrint,
+		&i.IdemUntil,
+	)
+	return i, err
+}
+
 const unfinishedSandboxes = `-- name: UnfinishedSandboxes :many
-SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin FROM sandboxes
+SELECT id, team_id, template_id, alias, name, build_id, state, reason, node, handle, network, egress, resources, parent, metadata, created_at, started_at, ends_at, ended_at, listed_at, on_timeout, lease_node, leased_until, version, lifecycle, sealed, saved, origin, idem_key, idem_print, idem_until FROM sandboxes
 WHERE state IN ('pending', 'running', 'pausing', 'paused', 'resuming', 'killing')
 ORDER BY id
 `
@@ -615,6 +697,9 @@ func (q *Queries) UnfinishedSandboxes(ctx context.Context) ([]Sandbox, error) {
 			&i.Sealed,
 			&i.Saved,
 			&i.Origin,
+			&i.IdemKey,
+			&i.IdemPrint,
+			&i.IdemUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -634,9 +719,9 @@ UPDATE sandboxes SET
     state = $1, reason = $2, node = $3, handle = $4, network = $5,
     egress = $6, resources = $7, metadata = $8, started_at = $9,
     ends_at = $10, ended_at = $11, listed_at = $12, on_timeout = $13,
-    lifecycle = $14, sealed = $15, saved = $16,
+    lifecycle = $14, sealed = $15, saved = $16, idem_key = $17,
     version = version + 1
-WHERE id = $17 AND version = $18
+WHERE id = $18 AND version = $19
 `
 
 type UpdateSandboxParams struct {
@@ -656,6 +741,7 @@ type UpdateSandboxParams struct {
 	Lifecycle string
 	Sealed    string
 	Saved     string
+	IdemKey   string
 	ID        string
 	Version   int64
 }
@@ -678,6 +764,7 @@ func (q *Queries) UpdateSandbox(ctx context.Context, arg UpdateSandboxParams) (i
 		arg.Lifecycle,
 		arg.Sealed,
 		arg.Saved,
+		arg.IdemKey,
 		arg.ID,
 		arg.Version,
 	)

@@ -440,6 +440,9 @@ type End = int64
 // ID defines model for ID.
 type ID = string
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // LogLimit defines model for LogLimit.
 type LogLimit = int32
 
@@ -458,10 +461,22 @@ type ListSandboxesV1Params struct {
 	Metadata *Metadata `form:"metadata,omitempty" json:"metadata,omitempty"`
 }
 
+// CreateSandboxV1Params defines parameters for CreateSandboxV1.
+type CreateSandboxV1Params struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetSandboxesMetricsParams defines parameters for GetSandboxesMetrics.
 type GetSandboxesMetricsParams struct {
 	// SandboxIds 1 to 100 different ids, comma-joined.
 	SandboxIds []string `form:"sandbox_ids" json:"sandbox_ids"`
+}
+
+// ForkSandboxParams defines parameters for ForkSandbox.
+type ForkSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // GetSandboxLogsV1Params defines parameters for GetSandboxLogsV1.
@@ -541,6 +556,12 @@ type ListSandboxesParamsState string
 
 // ListSandboxesParamsOrder defines parameters for ListSandboxes.
 type ListSandboxesParamsOrder string
+
+// CreateSandboxParams defines parameters for CreateSandbox.
+type CreateSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
 
 // GetSandboxLogsParams defines parameters for GetSandboxLogs.
 type GetSandboxLogsParams struct {
@@ -623,7 +644,7 @@ type ServerInterface interface {
 	// (POST /sandboxes)
 	//
 	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
-	CreateSandboxV1(w http.ResponseWriter, r *http.Request)
+	CreateSandboxV1(w http.ResponseWriter, r *http.Request, params CreateSandboxV1Params)
 	// GetSandboxesMetrics The latest sample of each sandbox named.
 	// (GET /sandboxes/metrics)
 	GetSandboxesMetrics(w http.ResponseWriter, r *http.Request, params GetSandboxesMetricsParams)
@@ -640,7 +661,7 @@ type ServerInterface interface {
 	ConnectSandboxV1(w http.ResponseWriter, r *http.Request, id ID)
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it; it runs on.
 	// (POST /sandboxes/{id}/fork)
-	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams)
 	// GetSandboxLogsV1 What the server knows of a sandbox, oldest first.
 	// (GET /sandboxes/{id}/logs)
 	//
@@ -698,7 +719,7 @@ type ServerInterface interface {
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
 	// CreateSandbox Create a sandbox that lives 300 seconds unless told otherwise.
 	// (POST /v2/sandboxes)
-	CreateSandbox(w http.ResponseWriter, r *http.Request)
+	CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams)
 	// ConnectSandbox Get what is needed to use a sandbox. The end of a running one only ever moves later (200); a paused one is resumed (201).
 	// (POST /v2/sandboxes/{id}/connect)
 	ConnectSandbox(w http.ResponseWriter, r *http.Request, id ID)
@@ -755,8 +776,35 @@ func (siw *ServerInterfaceWrapper) ListSandboxesV1(w http.ResponseWriter, r *htt
 // CreateSandboxV1 operation middleware
 func (siw *ServerInterfaceWrapper) CreateSandboxV1(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateSandboxV1Params
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateSandboxV1(w, r)
+		siw.Handler.CreateSandboxV1(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -892,8 +940,32 @@ func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ForkSandbox(w, r, id)
+		siw.Handler.ForkSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1603,8 +1675,35 @@ func (siw *ServerInterfaceWrapper) ListSandboxes(w http.ResponseWriter, r *http.
 // CreateSandbox operation middleware
 func (siw *ServerInterfaceWrapper) CreateSandbox(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateSandbox(w, r)
+		siw.Handler.CreateSandbox(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1989,7 +2088,8 @@ func (response ListSandboxesV1defaultJSONResponse) VisitListSandboxesV1Response(
 }
 
 type CreateSandboxV1RequestObject struct {
-	Body *CreateSandboxV1JSONRequestBody
+	Params CreateSandboxV1Params
+	Body   *CreateSandboxV1JSONRequestBody
 }
 
 type CreateSandboxV1ResponseObject interface {
@@ -2193,8 +2293,9 @@ func (response ConnectSandboxV1defaultJSONResponse) VisitConnectSandboxV1Respons
 }
 
 type ForkSandboxRequestObject struct {
-	Id   ID `json:"id"`
-	Body *ForkSandboxJSONRequestBody
+	Id     ID `json:"id"`
+	Params ForkSandboxParams
+	Body   *ForkSandboxJSONRequestBody
 }
 
 type ForkSandboxResponseObject interface {
@@ -2899,7 +3000,8 @@ func (response ListSandboxesdefaultJSONResponse) VisitListSandboxesResponse(w ht
 }
 
 type CreateSandboxRequestObject struct {
-	Body *CreateSandboxJSONRequestBody
+	Params CreateSandboxParams
+	Body   *CreateSandboxJSONRequestBody
 }
 
 type CreateSandboxResponseObject interface {
@@ -3244,8 +3346,10 @@ func (sh *strictHandler) ListSandboxesV1(w http.ResponseWriter, r *http.Request,
 }
 
 // CreateSandboxV1 operation middleware
-func (sh *strictHandler) CreateSandboxV1(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) CreateSandboxV1(w http.ResponseWriter, r *http.Request, params CreateSandboxV1Params) {
 	var request CreateSandboxV1RequestObject
+
+	request.Params = params
 
 	var body CreateSandboxV1JSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
@@ -3389,10 +3493,11 @@ func (sh *strictHandler) ConnectSandboxV1(w http.ResponseWriter, r *http.Request
 }
 
 // ForkSandbox operation middleware
-func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams) {
 	var request ForkSandboxRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	var body ForkSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
@@ -3923,8 +4028,10 @@ func (sh *strictHandler) ListSandboxes(w http.ResponseWriter, r *http.Request, p
 }
 
 // CreateSandbox operation middleware
-func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams) {
 	var request CreateSandboxRequestObject
+
+	request.Params = params
 
 	var body CreateSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {

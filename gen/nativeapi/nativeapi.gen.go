@@ -849,6 +849,9 @@ type Follow = bool
 // ID defines model for ID.
 type ID = string
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // Limit defines model for Limit.
 type Limit = int
 
@@ -877,6 +880,12 @@ type ListSandboxesParams struct {
 	NextToken *string `form:"nextToken,omitempty" json:"nextToken,omitempty"`
 }
 
+// CreateSandboxParams defines parameters for CreateSandbox.
+type CreateSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created: see docs/admission.md.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListFlowsParams defines parameters for ListFlows.
 type ListFlowsParams struct {
 	// Limit At most this many rows.
@@ -895,6 +904,12 @@ type ListEventsParams struct {
 	// After Only rows with a greater `seq`.
 	After  *After  `form:"after,omitempty" json:"after,omitempty"`
 	Follow *Follow `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// ForkSandboxParams defines parameters for ForkSandbox.
+type ForkSandboxParams struct {
+	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created: see docs/admission.md.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListSnapshotsParams defines parameters for ListSnapshots.
@@ -983,7 +998,7 @@ type ServerInterface interface {
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
 	// CreateSandbox Create a sandbox; answers when its agent does, with text/event-stream accepted also before.
 	// (POST /sandboxes)
-	CreateSandbox(w http.ResponseWriter, r *http.Request)
+	CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams)
 	// DeleteSandbox Kill a sandbox. 404 when it has ended before.
 	// (DELETE /sandboxes/{id})
 	DeleteSandbox(w http.ResponseWriter, r *http.Request, id ID)
@@ -1001,7 +1016,7 @@ type ServerInterface interface {
 	ListEvents(w http.ResponseWriter, r *http.Request, id ID, params ListEventsParams)
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
 	// (POST /sandboxes/{id}/fork)
-	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
@@ -1277,8 +1292,35 @@ func (siw *ServerInterfaceWrapper) ListSandboxes(w http.ResponseWriter, r *http.
 // CreateSandbox operation middleware
 func (siw *ServerInterfaceWrapper) CreateSandbox(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.CreateSandbox(w, r)
+		siw.Handler.CreateSandbox(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1517,8 +1559,32 @@ func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSandboxParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ForkSandbox(w, r, id)
+		siw.Handler.ForkSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2384,7 +2450,8 @@ func (response ListSandboxesdefaultJSONResponse) VisitListSandboxesResponse(w ht
 }
 
 type CreateSandboxRequestObject struct {
-	Body *CreateSandboxJSONRequestBody
+	Params CreateSandboxParams
+	Body   *CreateSandboxJSONRequestBody
 }
 
 type CreateSandboxResponseObject interface {
@@ -2744,8 +2811,9 @@ func (response ListEventsdefaultJSONResponse) VisitListEventsResponse(w http.Res
 }
 
 type ForkSandboxRequestObject struct {
-	Id   ID `json:"id"`
-	Body *ForkSandboxJSONRequestBody
+	Id     ID `json:"id"`
+	Params ForkSandboxParams
+	Body   *ForkSandboxJSONRequestBody
 }
 
 type ForkSandboxResponseObject interface {
@@ -3581,8 +3649,10 @@ func (sh *strictHandler) ListSandboxes(w http.ResponseWriter, r *http.Request, p
 }
 
 // CreateSandbox operation middleware
-func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) CreateSandbox(w http.ResponseWriter, r *http.Request, params CreateSandboxParams) {
 	var request CreateSandboxRequestObject
+
+	request.Params = params
 
 	var body CreateSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {
@@ -3751,10 +3821,11 @@ func (sh *strictHandler) ListEvents(w http.ResponseWriter, r *http.Request, id I
 }
 
 // ForkSandbox operation middleware
-func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams) {
 	var request ForkSandboxRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	var body ForkSandboxJSONRequestBody
 	if err := runtime.BindJSONBody(r, &body); err != nil {

@@ -155,9 +155,15 @@ func Text(err error) string {
 // errdefs.ErrInvalidArgument with a status of its own.
 var ErrTooLarge = fmt.Errorf("request too large: %w", errdefs.ErrInvalidArgument)
 
+// ErrUnprocessable is the class of a request that is right by itself and
+// contradicts an earlier one. It is an errdefs.ErrInvalidArgument with a status of
+// its own.
+var ErrUnprocessable = fmt.Errorf("request contradicts another: %w", errdefs.ErrInvalidArgument)
+
 // Numbers of net/http, spelled here so that Describe reads as a table.
 const (
 	statusTooLarge       = 413
+	statusUnprocessable  = 422
 	statusNotImplemented = 501
 	statusUnavailable    = 503
 	statusTimeout        = 504
@@ -197,6 +203,7 @@ func classOf(err error) class {
 		{errdefs.IsPermissionDenied, 403, "permission_denied", ExitAuth},
 		{errdefs.IsNotFound, 404, "not_found", ExitNotFound},
 		{func(err error) bool { return errors.Is(err, ErrTooLarge) }, statusTooLarge, "resource_exhausted", ExitUsage},
+		{func(err error) bool { return errors.Is(err, ErrUnprocessable) }, statusUnprocessable, "invalid_argument", ExitUsage},
 		{errdefs.IsInvalidArgument, 400, "invalid_argument", ExitUsage},
 		{errdefs.IsOutOfRange, 400, "out_of_range", ExitUsage},
 		{errdefs.IsAlreadyExists, 409, "already_exists", ExitConflict},
@@ -236,7 +243,9 @@ func FromStatus(status int) error {
 	switch status {
 	case statusTooLarge:
 		return ErrTooLarge
-	case 400, 422:
+	case statusUnprocessable:
+		return ErrUnprocessable
+	case 400:
 		return errdefs.ErrInvalidArgument
 	case 401:
 		return errdefs.ErrUnauthenticated

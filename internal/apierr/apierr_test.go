@@ -29,6 +29,7 @@ func TestMapping(t *testing.T) {
 	}{
 		{"invalid", errdefs.ErrInvalidArgument, 400, "invalid_argument", 2},
 		{"too large", apierr.New(apierr.ErrTooLarge, "body"), 413, "resource_exhausted", 2},
+		{"unprocessable", apierr.New(apierr.ErrUnprocessable, "key"), 422, "invalid_argument", 2},
 		{"field", apierr.Field("timeout", "must be positive"), 400, "invalid_argument", 2},
 		{"unauthenticated", errdefs.ErrUnauthenticated, 401, "unauthenticated", 4},
 		{"denied", errdefs.ErrPermissionDenied, 403, "permission_denied", 4},
@@ -60,7 +61,7 @@ func TestMapping(t *testing.T) {
 
 func TestFromStatusIsTheWayBack(t *testing.T) {
 	t.Parallel()
-	for _, status := range []int{400, 401, 403, 404, 409, 413, 429, 501, 503, 504, 500} {
+	for _, status := range []int{400, 401, 403, 404, 409, 413, 422, 429, 501, 503, 504, 500} {
 		if got := apierr.Status(apierr.FromStatus(status)); got != status {
 			t.Errorf("Status(FromStatus(%d)) = %d", status, got)
 		}

@@ -2,22 +2,29 @@
 INSERT INTO sandboxes (
     id, team_id, template_id, alias, name, build_id, state, reason, node, handle,
     network, egress, resources, parent, metadata, created_at, started_at, ends_at,
-    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin, lease_node, leased_until, version
+    ended_at, listed_at, on_timeout, lifecycle, sealed, saved, origin,
+    idem_key, idem_print, idem_until, lease_node, leased_until, version
 ) VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
     $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, $25, '', 0, 1
+    $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, '', 0, 1
 );
 
 -- name: GetSandbox :one
 SELECT * FROM sandboxes WHERE id = $1;
+
+-- name: SandboxByKey :one
+SELECT * FROM sandboxes WHERE team_id = @team_id AND idem_key = @idem_key AND idem_key <> '';
+
+-- name: ReleaseKey :exec
+UPDATE sandboxes SET idem_key = '', version = version + 1 WHERE id = $1;
 
 -- name: UpdateSandbox :execrows
 UPDATE sandboxes SET
     state = @state, reason = @reason, node = @node, handle = @handle, network = @network,
     egress = @egress, resources = @resources, metadata = @metadata, started_at = @started_at,
     ends_at = @ends_at, ended_at = @ended_at, listed_at = @listed_at, on_timeout = @on_timeout,
-    lifecycle = @lifecycle, sealed = @sealed, saved = @saved,
+    lifecycle = @lifecycle, sealed = @sealed, saved = @saved, idem_key = @idem_key,
     version = version + 1
 WHERE id = @id AND version = @version;
 
@@ -88,7 +95,8 @@ WHERE template_id = $1 AND state IN ('pending', 'running', 'pausing', 'paused', 
 
 -- name: EndedSandboxes :many
 SELECT id FROM sandboxes
-WHERE state IN ('killed', 'failed') AND ended_at < $1
+WHERE state IN ('killed', 'failed') AND ended_at < @before
+  AND (idem_key = '' OR idem_until < @now)
 ORDER BY ended_at
 LIMIT 500;
 

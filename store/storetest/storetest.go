@@ -116,6 +116,7 @@ func Sandbox() sandbox.Sandbox {
 		Resources: provider.Resources{MemoryMiB: 512, CPUs: 2, DiskMiB: 1024, Processes: 64},
 		Metadata:  map[string]string{"user": "ä\x00&=", "k": "v"},
 		CreatedAt: now(), EndsAt: now().Add(time.Minute), OnTimeout: "kill", Version: 1,
+		Idempotency: sandbox.Idempotency{Key: rand.Text(), Fingerprint: "f", Until: now().Add(-time.Hour)},
 	}
 }
 

@@ -32,7 +32,7 @@ type Options struct {
 
 // Result counts what happened.
 type Result struct {
-	Cycles, Pauses, Resumes, Commands int64
+	Cycles, Pauses, Resumes, Forks, Snapshots, Commands int64
 	// Kills counts what was killed, by name.
 	Kills map[string]int
 	// Ended counts sandboxes that ended early, by the server's reason for it.
@@ -52,7 +52,7 @@ type run struct {
 	o Options
 	s *testenv.Server
 
-	cycles, pauses, resumes, commands atomic.Int64
+	cycles, pauses, resumes, forks, snapshots, commands atomic.Int64
 
 	// restart is held for writing while the server is away.
 	restart sync.RWMutex
@@ -114,7 +114,8 @@ func Run(ctx context.Context, s *testenv.Server, o Options) (Result, error) {
 		r.problem("leak: %s", g)
 	}
 	return Result{
-		Cycles: r.cycles.Load(), Pauses: r.pauses.Load(), Resumes: r.resumes.Load(), Commands: r.commands.Load(),
+		Cycles: r.cycles.Load(), Pauses: r.pauses.Load(), Resumes: r.resumes.Load(),
+		Forks: r.forks.Load(), Snapshots: r.snapshots.Load(), Commands: r.commands.Load(),
 		Kills: r.kills, Ended: r.ended, Before: before, After: after, Problems: r.problems,
 	}, ctx.Err()
 }
@@ -124,6 +125,10 @@ func Run(ctx context.Context, s *testenv.Server, o Options) (Result, error) {
 func (r *run) settle(ctx context.Context) (testenv.Census, error) {
 	r.s.Stop()
 	if err := r.s.Restart(ctx); err != nil {
+		return testenv.Census{}, err
+	}
+	// A snapshot whose answer was lost is nobody's.
+	if err := r.deleteSnapshots(ctx); err != nil {
 		return testenv.Census{}, err
 	}
 	// Each a real engine at work, once.
@@ -298,8 +303,9 @@ func (l *life) live(ctx context.Context) error {
 		if err := l.write(ctx); err != nil {
 			return err
 		}
-		if l.rng.IntN(3) == 0 {
-			if err := l.sleepAndWake(ctx); err != nil {
+		step := []func(context.Context) error{l.sleepAndWake, l.fork, l.snapshot}
+		if i := l.rng.IntN(9); i < 4 {
+			if err := step[max(i-1, 0)](ctx); err != nil {
 				return err
 			}
 		}
@@ -415,16 +421,25 @@ func (l *life) countEnd(reason string) {
 func (l *life) stillOn() bool { return l.run.epoch.Load() == l.epoch }
 
 func (l *life) end(ctx context.Context) {
+	if err := l.untilDone(ctx, "kill", func(ctx context.Context) error { return l.s.Kill(ctx, l.box) }); err != nil {
+		l.problem("%s: %v", l.box.ID, err)
+	}
+}
+
+// untilDone repeats what a kill of a part may have failed. Not to be found is
+// done.
+func (l *life) untilDone(ctx context.Context, what string, f func(context.Context) error) error {
+	var err error
 	for range 5 {
 		epoch := l.run.epoch.Load()
-		err := l.do(ctx, "kill", func(ctx context.Context) error { return l.s.Kill(ctx, l.box) })
+		err = l.do(ctx, what, f)
 		var status *testenv.StatusError
 		if err == nil || (errors.As(err, &status) && status.Status == http.StatusNotFound) {
-			return
+			return nil
 		}
 		if l.run.epoch.Load() == epoch {
-			l.problem("%s: %v", l.box.ID, err)
-			return
+			return err
 		}
 	}
+	return err
 }
