@@ -310,8 +310,11 @@ func TestPoints(t *testing.T) {
 				t.Errorf("thinned point %v", p)
 			}
 		}
-		if n := len(w.samples["ia"]); n > 4800 {
-			t.Errorf("%d samples are kept of a day", n)
+		w.mu.Lock()
+		kept := len(w.samples["ia"])
+		w.mu.Unlock()
+		if kept > 4800 {
+			t.Errorf("%d samples are kept of a day", kept)
 		}
 		w.stop(m, "ia")
 		time.Sleep(time.Hour)
