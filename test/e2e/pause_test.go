@@ -12,11 +12,11 @@ import (
 )
 
 // counting starts a job that counts in /tmp/n and prints its pid.
-const counting = `(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!`
+const counting = `(i=0; while :; do i=$((i+1)); echo >> /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!`
 
 // grows says whether the job of that pid still counts.
 func grows(pid string) string {
-	return fmt.Sprintf(`kill -0 %s && a=$(cat /tmp/n) && sleep 0.3 && b=$(cat /tmp/n) && [ "$b" -gt "$a" ] && echo counts`, strings.TrimSpace(pid))
+	return fmt.Sprintf(`kill -0 %s && a=$(wc -c < /tmp/n) && sleep 0.3 && b=$(wc -c < /tmp/n) && [ "$b" -gt "$a" ] && echo counts`, strings.TrimSpace(pid))
 }
 
 func TestPauseKeepsEverything(t *testing.T) {

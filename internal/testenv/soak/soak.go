@@ -296,7 +296,7 @@ func (l *life) live(ctx context.Context) error {
 		return err
 	}
 	l.sums = map[string]string{}
-	if l.pid, err = l.sh(ctx, `(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!`); err != nil {
+	if l.pid, err = l.sh(ctx, `(i=0; while :; do i=$((i+1)); echo >> /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!`); err != nil {
 		return err
 	}
 	for range 1 + l.rng.IntN(3) {
@@ -361,7 +361,7 @@ func (l *life) check(ctx context.Context) error {
 	if l.pid == "" {
 		return nil
 	}
-	got, err := l.sh(ctx, fmt.Sprintf(`kill -0 %s && a=$(cat /tmp/n) && sleep 0.2 && b=$(cat /tmp/n) && [ -z "$b" -o "${b:-0}" -gt "${a:-0}" ] && echo counts`, l.pid))
+	got, err := l.sh(ctx, fmt.Sprintf(`kill -0 %s && a=$(wc -c < /tmp/n) && sleep 0.2 && b=$(wc -c < /tmp/n) && [ -z "$b" -o "${b:-0}" -gt "${a:-0}" ] && echo counts`, l.pid))
 	if err == nil && got != "counts" {
 		l.problem("%s: the process in it does not go on: %q", l.box.ID, got)
 	}

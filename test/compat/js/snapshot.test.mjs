@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import { Sandbox, api, apiError, rawSandbox, sandbox, test, unique, unknownSandbox } from './harness.mjs';
 
-const count = '(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!';
-const counts = (pid) => `kill -0 ${pid} && a=$(cat /tmp/n) && sleep 0.3 && [ "$(cat /tmp/n)" -gt "$a" ] && echo counts`;
+const count = '(i=0; while :; do i=$((i+1)); echo >> /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!';
+const counts = (pid) => `kill -0 ${pid} && a=$(stat -c %s /tmp/n) && sleep 0.3 && [ "$(stat -c %s /tmp/n)" -gt "$a" ] && echo counts`;
 
 // snapshot makes one that is deleted when the test ends, after its copies.
 const copies = new WeakMap();

@@ -6,8 +6,8 @@ import pytest
 from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, SandboxQuery, SandboxState
 from support import NEW, async_box, unique
 
-COUNT = "(i=0; while :; do i=$((i+1)); echo $i > /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!"
-COUNTS = 'kill -0 {} && a=$(cat /tmp/n) && sleep 0.3 && [ "$(cat /tmp/n)" -gt "$a" ] && echo counts'
+COUNT = "(i=0; while :; do i=$((i+1)); echo >> /tmp/n; sleep 0.05; done) >/dev/null 2>&1 & echo $!"
+COUNTS = 'kill -0 {} && a=$(stat -c %s /tmp/n) && sleep 0.3 && [ "$(stat -c %s /tmp/n)" -gt "$a" ] && echo counts'
 
 
 def wait_for_state(sandbox_id, state, within=10):
