@@ -95,7 +95,7 @@ func TestCreateProgress(t *testing.T) {
 		got = append(got, m.name)
 		made = m.data
 	})
-	if d := cmp.Diff([]string{"queued", "starting", "preparing", "ready", "sandbox"}, got); d != "" {
+	if d := cmp.Diff([]string{"starting", "preparing", "ready", "sandbox"}, got); d != "" {
 		t.Fatalf("events (-want +got):\n%s", d)
 	}
 	var plain map[string]any
@@ -124,7 +124,7 @@ func TestCreateProgressInClient(t *testing.T) {
 	}
 	var stages []string
 	sb, err := c.Create(t.Context(), client.CreateOptions{Name: "x", Progress: func(st client.Stage) { stages = append(stages, st.Name) }})
-	if err != nil || sb.State != client.Running || sb.AgentToken == "" || len(stages) != 4 {
+	if err != nil || sb.State != client.Running || sb.AgentToken == "" || len(stages) != 3 {
 		t.Errorf("Create() = %+v, %v after %v", sb, err, stages)
 	}
 }

@@ -167,7 +167,7 @@ func (x *run) tryCreate(ctx context.Context) (id sandbox.ID, again time.Duration
 		}
 	}
 	req, admitted := x.createRequest(x.req), false
-	req.Progress = func(sandbox.Stage) { admitted = true }
+	req.Progress = func(st sandbox.Stage) { admitted = admitted || st != sandbox.Queued }
 	sb, err := x.cfg.Sandboxes.Create(ctx, x.who, req)
 	if err != nil && errdefs.IsResourceExhausted(err) && !admitted {
 		return "", firstRetry, err

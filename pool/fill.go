@@ -179,9 +179,6 @@ func (p *Pool) renew(ctx context.Context, it *item, now time.Time) {
 	})
 }
 
-// Deadline is the hard end that Make gives a box made now.
-func (p *Pool) Deadline() time.Time { return time.Now().Add(p.o.Lease) }
-
 // make makes one box for a shelf.
 func (p *Pool) make(ctx context.Context, s *shelf, id string) {
 	defer p.poke()

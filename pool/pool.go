@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -343,23 +344,7 @@ func (p *Pool) Status() []Status {
 		out = append(out, st)
 	}
 	slices.SortFunc(out, func(a, b Status) int {
-		if a.Hot != b.Hot {
-			return b.Hot - a.Hot
-		}
-		if a.Template != b.Template {
-			return compare(a.Template, b.Template)
-		}
-		return compare(a.Build, b.Build)
+		return cmp.Or(cmp.Compare(b.Hot, a.Hot), cmp.Compare(a.Template, b.Template), cmp.Compare(a.Build, b.Build))
 	})
 	return out
-}
-
-func compare(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }

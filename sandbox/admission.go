@@ -66,13 +66,17 @@ func newAdmission(cfg Config, deps Deps) *admission {
 // is errdefs.ErrResourceExhausted, create_queue_full, when too many wait or it
 // has waited too long, and ErrUnavailable, no_memory, when the host has no
 // memory for one more. When ctx ends, the place in the queue is free at once.
-func (a *admission) enter(ctx context.Context, team identity.TeamID) (leave func(), err error) {
+// waits, when set, is called before it waits.
+func (a *admission) enter(ctx context.Context, team identity.TeamID, waits func()) (leave func(), err error) {
 	began := time.Now()
 	p, err := a.stand(team)
 	if err != nil {
 		return nil, err
 	}
 	if p != nil {
+		if waits != nil {
+			waits()
+		}
 		if err := a.queue(ctx, team, p); err != nil {
 			return nil, err
 		}

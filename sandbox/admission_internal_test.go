@@ -26,7 +26,7 @@ func line(ctx context.Context, a *admission, teams ...string) (order chan string
 	order, leave = make(chan string, len(teams)), make(chan func(), len(teams))
 	for _, team := range teams {
 		go func() {
-			done, err := a.enter(ctx, identity.TeamID(team))
+			done, err := a.enter(ctx, identity.TeamID(team), nil)
 			if e, ok := errors.AsType[*apierr.Error](err); ok {
 				order <- team + " " + e.Code + " " + e.Limit
 				return
@@ -123,12 +123,12 @@ func TestQueueWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := testAdmission(1, 4)
-		hold, err := a.enter(t.Context(), "a")
+		hold, err := a.enter(t.Context(), "a", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		_, err = a.enter(t.Context(), "a")
+		_, err = a.enter(t.Context(), "a", nil)
 		e, _ := errors.AsType[*apierr.Error](err)
 		if e == nil || e.Code != "create_queue_full" || e.Limit != "limits.create_queue_wait" || e.RetryAfter < time.Second || !errdefs.IsResourceExhausted(err) {
 			t.Fatalf("enter() = %v", err)
@@ -147,13 +147,13 @@ func TestCallerLeavesQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		a := testAdmission(1, 1)
-		hold, err := a.enter(t.Context(), "a")
+		hold, err := a.enter(t.Context(), "a", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, leave := context.WithCancel(t.Context())
 		order, _ := line(ctx, a, "a")
-		if _, err := a.enter(t.Context(), "a"); !errdefs.IsResourceExhausted(err) {
+		if _, err := a.enter(t.Context(), "a", nil); !errdefs.IsResourceExhausted(err) {
 			t.Errorf("enter() of a full queue = %v", err)
 		}
 		leave()
@@ -177,14 +177,14 @@ func TestCallerLeavesWhenCalled(t *testing.T) {
 	t.Parallel()
 	for range 200 {
 		a := testAdmission(1, 1)
-		hold, err := a.enter(t.Context(), "a")
+		hold, err := a.enter(t.Context(), "a", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, leave := context.WithCancel(t.Context())
 		got := make(chan error, 1)
 		go func() {
-			done, err := a.enter(ctx, "a")
+			done, err := a.enter(ctx, "a", nil)
 			if err == nil {
 				done()
 			}
@@ -208,7 +208,7 @@ func TestRetryAfterFollowsTheRate(t *testing.T) {
 			t.Errorf("without any start %s, want %s", got, unknownRetry)
 		}
 		for range 5 {
-			done, err := a.enter(t.Context(), "a")
+			done, err := a.enter(t.Context(), "a", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,15 +237,15 @@ func TestMemoryAdmission(t *testing.T) {
 	var failed error
 	a := newAdmission(Config{ConcurrentCreates: 4, CreateQueue: 1, MemoryReserve: 100 << 20}, Deps{FreeMemory: func() (int64, error) { return free, failed }})
 	free = 124 << 20 // two fit
-	first, err := a.enter(t.Context(), "a")
+	first, err := a.enter(t.Context(), "a", nil)
 	if err != nil {
 		t.Fatalf("enter() = %v", err)
 	}
-	second, err := a.enter(t.Context(), "a")
+	second, err := a.enter(t.Context(), "a", nil)
 	if err != nil {
 		t.Fatalf("the second enter() = %v", err)
 	}
-	_, err = a.enter(t.Context(), "a")
+	_, err = a.enter(t.Context(), "a", nil)
 	e, _ := errors.AsType[*apierr.Error](err)
 	if e == nil || e.Code != "no_memory" || !errdefs.IsUnavailable(err) || e.RetryAfter == 0 {
 		t.Fatalf("enter() without memory = %v", err)
@@ -258,7 +258,7 @@ func TestMemoryAdmission(t *testing.T) {
 	first()
 	second()
 	free, failed = 0, errors.New("cannot be read")
-	done, err := a.enter(t.Context(), "a")
+	done, err := a.enter(t.Context(), "a", nil)
 	if err != nil {
 		t.Fatalf("enter() where memory cannot be read = %v", err)
 	}

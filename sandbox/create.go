@@ -100,7 +100,7 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 	began := time.Now()
 	leave := func() {}
 	if c.warm == nil {
-		admitted, err := m.admission.enter(ctx, c.sb.Team)
+		admitted, err := m.admission.enter(ctx, c.sb.Team, func() { c.enter(StageQueue) })
 		if err != nil {
 			if ctx.Err() == nil {
 				m.countFailure(StageQueue)
@@ -123,9 +123,6 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 		m.forget(c.entry)
 		m.countFailure(StageAdmit)
 		return Sandbox{}, err
-	}
-	if c.warm == nil {
-		c.enter(StageQueue)
 	}
 	box, err := m.start(ctx, c)
 	leave()

@@ -244,6 +244,7 @@ func (m *Manager) Recovered() <-chan struct{} { return m.recovered }
 // Get returns a record of the caller's team: also a Killed or Failed one.
 // Another team's is errdefs.ErrNotFound.
 func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandbox, error) {
+	onTheirWay := m.endings()
 	sb, err := m.deps.Store.Get(ctx, id)
 	if err != nil {
 		return Sandbox{}, err
@@ -251,15 +252,34 @@ func (m *Manager) Get(ctx context.Context, who identity.Principal, id ID) (Sandb
 	if !maySee(who, sb.Team) {
 		return Sandbox{}, notFound(id)
 	}
-	return m.asItIs(sb), nil
+	return onTheirWay.show(sb), nil
 }
 
-// asItIs is a record that may lag behind: its streams break before it says so.
-func (m *Manager) asItIs(sb Sandbox) Sandbox {
+// endings are sandboxes that are on their way out, and why: their streams break
+// and calls answer "not found" before their records say so.
+type endings map[ID]string
+
+// endings must be called before records are read: looked at afterwards, one
+// that ended meanwhile would still be shown as running.
+func (m *Manager) endings() endings {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if e := m.entries[sb.ID]; e != nil && e.phase == ending && sb.State == Running {
-		sb.State, sb.Reason = Killing, e.why
+	var found endings
+	for id, e := range m.entries {
+		if e.phase == ending {
+			if found == nil {
+				found = endings{}
+			}
+			found[id] = e.why
+		}
+	}
+	return found
+}
+
+// show is a record that may lag behind, brought up to now.
+func (e endings) show(sb Sandbox) Sandbox {
+	if why, ok := e[sb.ID]; ok && sb.State == Running {
+		sb.State, sb.Reason = Killing, why
 	}
 	return sb
 }
@@ -272,10 +292,11 @@ func (m *Manager) List(ctx context.Context, who identity.Principal, f Filter) (p
 		}
 		f.Team = who.Team
 	}
+	onTheirWay := m.endings()
 	page, next, running, err = m.deps.Store.List(ctx, f)
 	shown := page[:0]
 	for _, sb := range page {
-		now := m.asItIs(sb)
+		now := onTheirWay.show(sb)
 		if now.State != sb.State && len(f.States) > 0 && !slices.Contains(f.States, now.State) {
 			running--
 			continue

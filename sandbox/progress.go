@@ -13,7 +13,7 @@ type Stage string
 // The stages, in their order. A create takes some of them: one that finds a
 // warm box claims it, one of a snapshot restores it, any other starts one.
 const (
-	Queued    Stage = "queued"    // admitted; boxes before it are being started
+	Queued    Stage = "queued"    // it waits for its turn, and may yet be refused
 	Claiming  Stage = "claiming"  // a warm box becomes this sandbox
 	Restoring Stage = "restoring" // memory and files of a snapshot
 	Starting  Stage = "starting"  // a box boots

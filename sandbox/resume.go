@@ -115,7 +115,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if sb.State == Paused && sb.Saved != nil {
 		r.artifact = *sb.Saved
 	}
-	leave, err := m.admission.enter(ctx, sb.Team)
+	leave, err := m.admission.enter(ctx, sb.Team, nil)
 	if err != nil {
 		return Sandbox{}, m.unrevive(ctx, r, err)
 	}

@@ -137,8 +137,8 @@ type CreateRequest struct {
 	// see Manager.Create. It is not part of what the request asks for.
 	IdempotencyKey string `json:"-"`
 	// Progress, when set, is told of each Stage as it begins, from the create's
-	// own goroutine: it must not block. The first comes once the create has been
-	// admitted. Of several creates with one key only the first is told.
+	// own goroutine: it must not block. A create that is refused at once is told
+	// of none. Of several creates with one key only the first is told.
 	Progress func(Stage) `json:"-"`
 }
 

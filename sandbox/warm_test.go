@@ -67,8 +67,8 @@ func TestWarmCreate(t *testing.T) {
 		in.TemplateID != x.prepared.TemplateID || in.BuildID != x.prepared.BuildID || in.Hostname != x.prepared.Hostname || in.CABundle != x.prepared.CABundle {
 		t.Errorf("agent was told %+v, and ahead %+v", in, x.prepared)
 	}
-	if network == nil || !slices.Contains(p.guard.ids(), string(sb.ID)) {
-		t.Error("the sandbox has no egress attachment of its own")
+	if got, ok := network.(attachment); !ok || got.id != string(sb.ID) {
+		t.Errorf("the sandbox's network is %+v, want its own", network)
 	}
 	if got := eventTypes(t, w, sb.ID); !slices.Equal(got, []string{"sandbox.created", "sandbox.started"}) {
 		t.Errorf("events %v", got)

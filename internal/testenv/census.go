@@ -18,9 +18,11 @@ import (
 // Census counts what a server, its engine and their sandboxes have on the host:
 // what a leak would raise.
 type Census struct {
-	Processes, ServerFDs, EngineFDs, MemFDs   int
-	Mounts, Cgroups, NetNamespaces, Sockets   int
-	Files, Goroutines, ServerRSS, EngineRSSMB int // RSS in MB
+	Processes, ServerFDs, EngineFDs, MemFDs int
+	Mounts, Cgroups, NetNamespaces, Sockets int
+	Files, Goroutines                       int
+	// ServerMB and EngineMB are resident memory.
+	ServerMB, EngineMB int
 }
 
 // Count takes a census of the server's own things; other programs of the
@@ -38,11 +40,11 @@ func (s *Server) Count(ctx context.Context) (c Census, err error) {
 	}
 	c.NetNamespaces = len(namespaces)
 	c.ServerFDs, _ = descriptors(s.PID())
-	c.ServerRSS = rss(s.PID())
+	c.ServerMB = rss(s.PID())
 	for _, pid := range s.Processes("daemon") {
 		fds, _ := descriptors(pid)
 		c.EngineFDs += fds
-		c.EngineRSSMB += rss(pid)
+		c.EngineMB += rss(pid)
 		c.Mounts += lines(fmt.Sprintf("/proc/%d/mountinfo", pid), "")
 	}
 	c.Mounts += lines("/proc/self/mountinfo", s.Data)
@@ -78,8 +80,8 @@ func (c Census) Grown(now Census) (grown []string) {
 		{"unix sockets", c.Sockets, now.Sockets, 1},
 		{"files", c.Files, now.Files, 0},
 		{"goroutines", c.Goroutines, now.Goroutines, 10},
-		{"MB of the server", c.ServerRSS, now.ServerRSS, 50},
-		{"MB of the engine", c.EngineRSSMB, now.EngineRSSMB, 50},
+		{"MB of the server", c.ServerMB, now.ServerMB, 50},
+		{"MB of the engine", c.EngineMB, now.EngineMB, 50},
 	} {
 		if x.is > x.was+x.slack {
 			grown = append(grown, fmt.Sprintf("%s: %d, before %d", x.name, x.is, x.was))

@@ -109,7 +109,7 @@ func benchLeaks(ctx context.Context, o options, s *testenv.Server, r *report) er
 		cells := []string{row.name}
 		for _, n := range []int{
 			row.c.Processes, row.c.ServerFDs, row.c.EngineFDs, row.c.MemFDs, row.c.Mounts, row.c.Cgroups,
-			row.c.NetNamespaces, row.c.Files, row.c.Goroutines, row.c.ServerRSS,
+			row.c.NetNamespaces, row.c.Files, row.c.Goroutines, row.c.ServerMB,
 		} {
 			cells = append(cells, fmt.Sprint(n))
 		}

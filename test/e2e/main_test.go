@@ -27,7 +27,8 @@ const configYAML = `egress:
     other.test: 127.77.0.1
     sub.allowed.test: 127.77.0.1
     rebind.test: 10.1.2.3
-  allow_private: [127.77.0.1/32]
+    warm.test: 127.77.0.2
+  allow_private: [127.77.0.1/32, 127.77.0.2/32]
 rate:
   requests_per_second: 0
   creates_per_second: 0

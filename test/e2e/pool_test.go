@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -110,4 +112,40 @@ func TestWarmPoolSurvivesEngine(t *testing.T) {
 	b := create(t, s, nil)
 	quick(t, s, b)
 	warm(t, s, 2)
+}
+
+// Which network a warm sandbox has is decided when it is taken, by its create
+// alone.
+func TestWarmSandboxNetwork(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.77.0.2:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("upstream"))
+	})}
+	t.Cleanup(func() { _ = srv.Close() })
+	go func() { _ = srv.Serve(l) }()
+
+	s := warmServer(t)
+	may := create(t, s, map[string]any{"network": map[string]any{"allowOut": []string{"warm.test"}}})
+	mayNot := create(t, s, nil)
+	const get = "curl -sS -m 10 http://warm.test/ 2>&1"
+	if got := sh(t, s, may, get); got.Stdout != "upstream" {
+		t.Errorf("the sandbox that may reach it got %q", got.Stdout)
+	}
+	if got := sh(t, s, mayNot, get); got.ExitCode == 0 {
+		t.Errorf("the sandbox that may not reach it got %q", got.Stdout)
+	}
+	var flows []struct{ Host, Verdict string }
+	if err := s.API(t.Context(), http.MethodGet, "/native/v1/sandboxes/"+mayNot.ID+"/egress", nil, &flows); err != nil {
+		t.Fatal(err)
+	}
+	if len(flows) == 0 || flows[0].Host != "warm.test" || flows[0].Verdict != "deny" {
+		t.Errorf("its log says %+v", flows)
+	}
+	if hits, err := s.Metric(t.Context(), `caisson_pool_taken_total{result="hit"}`); err != nil || hits != 2 {
+		t.Errorf("%v hits, %v: the sandboxes did not come from the pool", hits, err)
+	}
 }

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/caisson-dev/caisson/internal/testenv"
@@ -205,13 +207,14 @@ func (r *run) kill(ctx context.Context, what string, rng *rand.Rand) bool {
 		if len(pids) == 0 {
 			return false
 		}
-		return kill9(pids[rng.IntN(len(pids))])
+		return syscall.Kill(pids[rng.IntN(len(pids))], syscall.SIGKILL) == nil
 	}
 	switch what {
 	case "engine":
 		return one(engines)
 	case "spawner":
-		return one(spawners(engines))
+		boxes := r.s.Processes("/boxes/") // the engine's children, too, when their spawner died
+		return one(slices.DeleteFunc(testenv.ChildrenOf(engines), func(pid int) bool { return slices.Contains(boxes, pid) }))
 	case "sandbox":
 		return one(r.s.Processes("/boxes/"))
 	}
@@ -374,10 +377,8 @@ func (l *life) excuse(ctx context.Context, first error) {
 	if l.box.ID == "" {
 		return
 	}
-	var now struct{ State, Reason string }
-	err := l.do(ctx, "get", func(ctx context.Context) error {
-		return l.s.API(ctx, http.MethodGet, "/native/v1/sandboxes/"+l.box.ID, nil, &now)
-	})
+	var now record
+	err := l.get(ctx, &now)
 	if err != nil {
 		if l.stillOn() {
 			l.problem("%s: %v, after %v", l.box.ID, err, first)
@@ -401,12 +402,23 @@ func (l *life) excuse(ctx context.Context, first error) {
 	}
 	if err != nil && (errors.Is(err, errHangs) || l.run.epoch.Load() == epoch) {
 		// It may have ended between the two calls.
-		if gerr := l.s.API(ctx, http.MethodGet, "/native/v1/sandboxes/"+l.box.ID, nil, &now); gerr == nil && hasEnded(now.State) && now.Reason != "" {
+		gerr := l.get(ctx, &now)
+		if gerr == nil && (hasEnded(now.State) || now.State == "killing") && now.Reason != "" {
 			l.countEnd(now.Reason)
 			return
 		}
-		l.problem("%s is %s and does not answer: %v, after %v", l.box.ID, now.State, err, first)
+		if gerr == nil || l.run.epoch.Load() == epoch {
+			l.problem("%s is %s and does not answer: %v, after %v; then %v", l.box.ID, now.State, err, first, gerr)
+		}
 	}
+}
+
+type record struct{ State, Reason string }
+
+func (l *life) get(ctx context.Context, to *record) error {
+	return l.do(ctx, "get", func(ctx context.Context) error {
+		return l.s.API(ctx, http.MethodGet, "/native/v1/sandboxes/"+l.box.ID, nil, to)
+	})
 }
 
 func hasEnded(state string) bool { return state == "killed" || state == "failed" }
