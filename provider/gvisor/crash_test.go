@@ -85,6 +85,31 @@ func reason(t *testing.T, b provider.Box) string {
 	return x.Reason
 }
 
+// A resumed sandbox has the id of the box it was paused in, whose end may be
+// told late.
+func TestLateExitOfAnotherBox(t *testing.T) {
+	rootfs := providertest.BuildRootfs(t)
+	p, _ := fresh(t)
+	old := create(t, p, spec("one", rootfs))
+	if err := old.Destroy(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	b := create(t, p, spec("one", rootfs))
+	old.LateExit()
+	if got := run(t, b, "echo", "still here"); got != "still here" {
+		t.Errorf("the new box says %q", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if x, err := b.Wait(ctx); err == nil {
+		t.Errorf("the new box ended with the old one's %+v", x)
+	}
+	b.LateExit()
+	if got := reason(t, b); got != provider.ReasonDestroyed {
+		t.Errorf("its own end is taken for %q", got)
+	}
+}
+
 func TestEngineKilled(t *testing.T) {
 	rootfs := providertest.BuildRootfs(t)
 	p, dir := fresh(t)

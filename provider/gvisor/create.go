@@ -3,6 +3,7 @@ package gvisor
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ const mib = 1 << 20
 type meta struct {
 	RootfsDigest string `json:"rootfsDigest"`
 	ABI          string `json:"abi"`
+	// Instance tells boxes apart that had one id one after the other, as those
+	// of a paused and resumed sandbox have.
+	Instance string `json:"instance,omitempty"`
 }
 
 // EndedError says that a box has ended before it could be opened.
@@ -57,6 +61,7 @@ type launch struct {
 	// abi and agent are those of the checkpoint: its processes run the agent of
 	// their time.
 	abi, agent string
+	instance   string // see meta; set by create
 }
 
 // Create implements provider.Provider.
@@ -65,6 +70,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Box
 }
 
 func (p *Provider) create(ctx context.Context, spec provider.Spec, l launch) (_ *Box, err error) {
+	l.instance = rand.Text()
 	req, err := p.request(spec, l)
 	if err != nil {
 		return nil, err
@@ -147,7 +153,7 @@ func (p *Provider) request(spec provider.Spec, l launch) (wire.Create, error) {
 }
 
 func (p *Provider) metaOf(spec provider.Spec, l launch) meta {
-	return meta{RootfsDigest: spec.Rootfs.Digest, ABI: cmp.Or(l.abi, p.abi)}
+	return meta{RootfsDigest: spec.Rootfs.Digest, ABI: cmp.Or(l.abi, p.abi), Instance: l.instance}
 }
 
 func (p *Provider) register(b *Box) error {
@@ -211,10 +217,14 @@ func (p *Provider) Open(ctx context.Context, h provider.Handle, a egress.Attachm
 		closeFiles(files)
 		return nil, fmt.Errorf("open box: %s never started: %w", h.ID, errdefs.ErrNotFound)
 	}
-	if err := json.Unmarshal(r.Box.Meta, &b.meta); err != nil {
+	var m meta
+	if err := json.Unmarshal(r.Box.Meta, &m); err != nil {
 		closeFiles(files)
 		return nil, fmt.Errorf("open box: decode record: %w", err)
 	}
+	b.mu.Lock()
+	b.meta = m
+	b.mu.Unlock()
 	if err := b.connect(files, a); err != nil {
 		return nil, fmt.Errorf("open box: %w", err)
 	}

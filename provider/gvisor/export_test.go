@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/engine/wire"
 )
 
 // BoxCgroups is the pattern of the groups of an engine's boxes.
@@ -43,3 +46,10 @@ func (p *Provider) Socket() string { return p.options.Socket }
 
 // Layout returns the agent's image and the directory of writable layers.
 func (p *Provider) Layout() (agentImage, overlays string) { return p.agentImage, p.overlays }
+
+// LateExit tells the provider again how the box ended, as an engine that was
+// slow to say so does.
+func (b *Box) LateExit() {
+	m, _ := json.Marshal(b.meta)
+	b.p.onExit(wire.Box{ID: b.id, Meta: m, Exit: &wire.Exit{Reason: wire.ReasonDestroyed}})
+}

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"time"
@@ -117,14 +118,28 @@ func (p *Provider) settle(ctx context.Context) {
 	}
 }
 
-// onExit runs on the connection's goroutine.
+// onExit runs on the connection's goroutine. What it is told may be old: that
+// of a sandbox's box from before a pause comes, now and then, when the one it is
+// resumed in is there already.
 func (p *Provider) onExit(w wire.Box) {
 	p.mu.Lock()
 	b := p.boxes[w.ID]
 	p.mu.Unlock()
-	if b != nil {
+	if b != nil && b.is(w.Meta) {
 		p.ended(b, exit(*w.Exit))
 	}
+}
+
+// is whether the engine's record is of this very box; also when it cannot be
+// told, while one is being opened.
+func (b *Box) is(record json.RawMessage) bool {
+	var m meta
+	if err := json.Unmarshal(record, &m); err != nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.meta == meta{} || b.meta.Instance == m.Instance
 }
 
 // ended announces the end of a box and puts its network and channel away.

@@ -18,9 +18,11 @@ import (
 
 type options struct {
 	binary, data, rootfs, out, sdk string
-	rounds, idle, cycles           int
+	rounds, idle, cycles, density  int
 	only                           string
 }
+
+const idleStep = "a command after idling"
 
 func main() {
 	var o options
@@ -31,6 +33,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "docs/benchmarks.md", "report to write")
 	flag.IntVar(&o.rounds, "rounds", 30, "rounds of each interleaved measurement")
 	flag.IntVar(&o.idle, "idle", 100, "idle sandboxes for the memory figures")
+	flag.IntVar(&o.density, "density", 500, "sandboxes live at once, at most")
 	flag.IntVar(&o.cycles, "cycles", 500, "create/exec/kill cycles of the leak check")
 	flag.StringVar(&o.only, "only", "", "run only the steps whose name contains this, and write no report")
 	flag.Parse()
@@ -63,7 +66,16 @@ func run(ctx context.Context, o options) error {
 		{"creates per second", benchRate},
 		{"idle sandboxes", benchIdle},
 		{"pause and resume", benchPause},
+		{"fork", benchFork},
+		{"control plane", benchControl},
+		{"density", benchDensity},
 		{"leaks", benchLeaks},
+	}
+	var resting *idler
+	if strings.Contains(idleStep, o.only) {
+		if resting, err = newIdler(ctx, srv); err != nil {
+			return fmt.Errorf("%s: %w", idleStep, err)
+		}
 	}
 	for _, s := range steps {
 		if !strings.Contains(s.name, o.only) {
@@ -72,6 +84,12 @@ func run(ctx context.Context, o options) error {
 		fmt.Fprintf(os.Stderr, "== %s (%.0fs)\n", s.name, time.Since(started).Seconds())
 		if err := s.run(ctx, o, srv, r); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	if resting != nil {
+		fmt.Fprintf(os.Stderr, "== %s (%.0fs)\n", idleStep, time.Since(started).Seconds())
+		if err := resting.wake(ctx, srv, r); err != nil {
+			return fmt.Errorf("%s: %w", idleStep, err)
 		}
 	}
 	srv.Stop()

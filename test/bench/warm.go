@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/caisson-dev/caisson/internal/testenv"
@@ -155,10 +154,8 @@ func pauseOnce(ctx context.Context, s *testenv.Server, mib int) (pause, resume t
 	}
 	defer func() { err = errors.Join(err, s.Kill(ctx, b)) }()
 	if mib > 0 {
-		// In shared memory, which is part of the memory that is saved.
-		res, err := s.Exec(ctx, b, "/bin/sh", "-c", fmt.Sprintf("head -c %dM /dev/urandom > /dev/shm/fill", mib))
-		if err != nil || res.ExitCode != 0 {
-			return 0, 0, fmt.Errorf("fill memory: %s %w", strings.TrimSpace(res.Stderr), err)
+		if err := fillMemory(ctx, s, b, mib); err != nil {
+			return 0, 0, err
 		}
 	}
 	start := time.Now()
