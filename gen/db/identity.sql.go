@@ -205,9 +205,10 @@ func (q *Queries) ListTeams(ctx context.Context) ([]Team, error) {
 }
 
 const lockTeam = `-- name: LockTeam :one
-UPDATE teams SET id = id WHERE id = $1 RETURNING max_sandboxes
+UPDATE teams SET max_sandboxes = max_sandboxes WHERE id = $1 RETURNING max_sandboxes
 `
 
+// The column is no key: setting one, even to itself, has the children checked.
 func (q *Queries) LockTeam(ctx context.Context, id string) (int64, error) {
 	row := q.queryRow(ctx, q.lockTeamStmt, lockTeam, id)
 	var max_sandboxes int64

@@ -205,7 +205,7 @@ func (q *Queries) ListTemplates(ctx context.Context, teamID string) ([]Template,
 }
 
 const lockTemplate = `-- name: LockTemplate :execrows
-UPDATE templates SET id = id WHERE id = $1
+UPDATE templates SET public = public WHERE id = $1
 `
 
 func (q *Queries) LockTemplate(ctx context.Context, id string) (int64, error) {

@@ -22,8 +22,9 @@ SELECT * FROM teams ORDER BY id;
 -- name: SetTeamLimit :execrows
 UPDATE teams SET max_sandboxes = @max_sandboxes WHERE id = @id;
 
+-- The column is no key: setting one, even to itself, has the children checked.
 -- name: LockTeam :one
-UPDATE teams SET id = id WHERE id = $1 RETURNING max_sandboxes;
+UPDATE teams SET max_sandboxes = max_sandboxes WHERE id = $1 RETURNING max_sandboxes;
 
 -- name: InsertKey :exec
 INSERT INTO api_keys (id, team_id, name, hash, mask, created_at, last_used_at, revoked_at)

@@ -31,7 +31,7 @@ ORDER BY created_at, id;
 DELETE FROM templates WHERE id = $1;
 
 -- name: LockTemplate :execrows
-UPDATE templates SET id = id WHERE id = $1;
+UPDATE templates SET public = public WHERE id = $1;
 
 -- name: DeleteTemplateNames :exec
 DELETE FROM template_names WHERE template_id = $1;
