@@ -208,6 +208,11 @@ func (m *Manager) hide(e *entry) {
 func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.present(e, box, sb)
+}
+
+// present is publish for callers that hold Manager.mu.
+func (m *Manager) present(e *entry, box provider.Box, sb Sandbox) bool {
 	e.box = box
 	if e.phase != starting || e.why != "" {
 		return false

@@ -20,6 +20,10 @@ const (
 	ReasonTimeout = provider.ReasonDeadline
 )
 
+// killTries bounds how often a kill looks again at a sandbox that did not end
+// with what was starting or saving it.
+const killTries = 3
+
 // Kill ends a sandbox in the order of decisions.md 29 and returns when nothing
 // of it is left. Killing an ended or unknown one, or one that is being killed,
 // is errdefs.ErrNotFound. It goes on when the caller goes away.
@@ -27,27 +31,38 @@ func (m *Manager) Kill(ctx context.Context, who identity.Principal, id ID, reaso
 	if reason == "" {
 		reason = ReasonKilled
 	}
-	e, err := m.find(ctx, who, id)
-	if errors.As(err, new(pausedError)) {
-		return m.killPaused(ctx, who, id, reason)
-	}
-	if err != nil {
-		return err
-	}
-	switch was, asked := m.askEnd(e, reason, who.KeyID); {
-	case !asked:
-		return notFound(id)
-	case was == starting || was == pausing:
+	for range killTries {
+		e, err := m.find(ctx, who, id)
+		if errors.As(err, new(pausedError)) {
+			return m.killPaused(ctx, who, id, reason)
+		}
+		if err != nil {
+			return err
+		}
+		was, asked := m.askEnd(e, reason, who.KeyID)
+		switch {
+		case !asked:
+			return notFound(id)
+		case was == live:
+			return m.finishEnd(ctx, e, audit.Event{}, true)
+		}
 		// The goroutine that starts or saves it cleans up.
 		e.abort(errAborted)
 		select {
 		case <-e.done:
-			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		// It may not have seen that it should, or not have been able to.
+		sb, err := m.deps.Store.Get(ctx, id)
+		if errdefs.IsNotFound(err) || err == nil && sb.State.Ended() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return m.finishEnd(ctx, e, audit.Event{}, true)
+	return fmt.Errorf("sandbox %q could not be ended, try again: %w", id, errdefs.ErrUnavailable)
 }
 
 // askEnd marks e to end, unless somebody has already, and says in which phase

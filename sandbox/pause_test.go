@@ -165,42 +165,40 @@ func TestPausedIsNotLive(t *testing.T) {
 // All of many calls at once succeed; each transition happens once.
 func TestPauseAndConnectAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	p := w.boot(t, testConfig()).run(t)
-	sb := pausable(t, p, nil)
-	both := func(what string, call func() error) {
-		t.Helper()
-		var wg sync.WaitGroup
-		errs := make([]error, 8)
-		for i := range errs {
-			wg.Go(func() { errs[i] = call() })
-		}
-		wg.Wait()
-		if err := errors.Join(errs...); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	for range 5 {
-		// A call that comes when all is over finds a paused sandbox: hold the
-		// first until all have come.
-		all := make(chan struct{})
-		w.boxes.mu.Lock()
-		w.boxes.saving = func(context.Context, provider.Spec) error { <-all; return nil }
-		w.boxes.mu.Unlock()
-		time.AfterFunc(50*time.Millisecond, func() { close(all) })
-		both("pause", func() error { return p.Pause(t.Context(), alice, sb.ID, snapshot.Memory) })
-		checkPaused(t, p, sb.ID)
-		both("connect", func() error {
-			_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Minute)
-			if _, ok := p.Live(sb.ID); err == nil && !ok {
-				err = errors.New("returned before the sandbox is usable")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		// A call that comes when all is over finds a paused sandbox: the first is
+		// held until all have come.
+		w.boxes.saving = func(context.Context, provider.Spec) error { time.Sleep(time.Second); return nil }
+		p := w.boot(t, testConfig()).run(t)
+		sb := pausable(t, p, nil)
+		both := func(what string, call func() error) {
+			t.Helper()
+			var wg sync.WaitGroup
+			errs := make([]error, 8)
+			for i := range errs {
+				wg.Go(func() { errs[i] = call() })
 			}
-			return err
-		})
-	}
-	if n := len(w.boxes.ids()); n != 1 {
-		t.Errorf("%d boxes, want 1", n)
-	}
+			wg.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+		for range 5 {
+			both("pause", func() error { return p.Pause(t.Context(), alice, sb.ID, snapshot.Memory) })
+			checkPaused(t, p, sb.ID)
+			both("connect", func() error {
+				_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Minute)
+				if _, ok := p.Live(sb.ID); err == nil && !ok {
+					err = errors.New("returned before the sandbox is usable")
+				}
+				return err
+			})
+		}
+		if n := len(w.boxes.ids()); n != 1 {
+			t.Errorf("%d boxes, want 1", n)
+		}
+	})
 }
 
 func TestPauseFails(t *testing.T) {
