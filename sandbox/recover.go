@@ -214,9 +214,6 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		defer cancel()
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(clean, string(sb.ID)))
 	}
-	if err := m.identify(ctx, sb, box); err != nil {
-		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
-	}
 	if sb.State == Pausing {
 		if sb, err = m.unpause(ctx, sb, box); err != nil {
 			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
@@ -235,7 +232,7 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 }
 
 // initUnbound gives an agent its identity that has none: its server died between
-// recording the sandbox and telling it.
+// recording the sandbox and telling it, or while its memory was being saved.
 func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box) error {
 	ctl := box.Control()
 	if ctl == nil {
@@ -243,7 +240,7 @@ func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box)
 	}
 	h, err := ctl.Health(ctx)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return because(ctx, fmt.Errorf("ask agent: %w", err))
 	}
 	if h.Ready {
 		return nil
