@@ -57,6 +57,9 @@ type entry struct {
 	stuck bool
 	// copying says that a snapshot or a fork is being made of it.
 	copying bool
+	// unsynced says that the box's own hard end could not be set; the sweep will
+	// try again.
+	unsynced bool
 	// missed counts sweeps in a row in which the provider did not list the box.
 	missed int
 	// budget is the sandbox's; warned that its near end was told; retryBudget

@@ -178,22 +178,45 @@ func (m *Manager) retryEnds(ctx context.Context) {
 	}
 }
 
+// syncDeadlines sets the hard ends that could not be set before. That of a box
+// that was warm is near: it would die long before its sandbox's time is over.
+func (m *Manager) syncDeadlines(ctx context.Context) {
+	m.mu.RLock()
+	late := map[*entry]provider.Box{}
+	for _, e := range m.entries {
+		if e.unsynced {
+			late[e] = e.box
+		}
+	}
+	m.mu.RUnlock()
+	for e, box := range late {
+		if m.syncDeadline(ctx, e, box) != nil {
+			return // the others are left to the next sweep
+		}
+	}
+}
+
 // syncDeadline moves the box's own hard end, where it has one, to a little after
 // the sandbox's.
-func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) {
-	if e.lock(ctx) != nil {
-		return
+func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) error {
+	if err := e.lock(ctx); err != nil {
+		return err
 	}
 	defer e.unlock()
 	m.mu.RLock()
 	endsAt, at, running := e.endsAt, e.atEnd, e.phase == live
 	m.mu.RUnlock()
 	if !running {
-		return
+		return nil
 	}
-	if err := m.setDeadline(ctx, box, endsAt, at); err != nil && ctx.Err() == nil {
-		m.log.WarnContext(ctx, "hard deadline could not be set", slog.String("sandbox", string(e.id)), slog.Any("error", err))
+	err := m.setDeadline(ctx, box, endsAt, at)
+	m.mu.Lock()
+	e.unsynced = err != nil
+	m.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "hard deadline could not be set; will retry", slog.String("sandbox", string(e.id)), slog.Any("error", err))
 	}
+	return err
 }
 
 // graceAt is how long a box outlives its end when no server ends it.

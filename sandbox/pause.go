@@ -226,7 +226,7 @@ func (m *Manager) runOn(ctx context.Context, old *entry) {
 		if !asked {
 			m.forget(old)
 			m.watch(e, old.box)
-			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, old.box) })
+			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, old.box) }) // logged there; the sweep retries
 			return
 		}
 	}

@@ -60,6 +60,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // records without a box, boxes without a record.
 func (m *Manager) sweep(ctx context.Context) {
 	m.retryEnds(ctx)
+	m.syncDeadlines(ctx)
 	if err := m.adoptAll(ctx); err != nil && ctx.Err() == nil {
 		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
 	}
@@ -226,7 +227,7 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		return errAborted // adopt ends it with the reason of the kill
 	}
 	m.watch(e, box)
-	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+	m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
 	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
 	return nil
 }

@@ -125,7 +125,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if err == nil {
 		if m.publish(e, box, r.sb) {
 			m.watch(e, box)
-			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
 			r.undo.Done()
 			m.mu.Lock()
 			m.wakes(id)
