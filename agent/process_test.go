@@ -610,8 +610,8 @@ func TestLimits(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			begun := time.Now()
 			got := b.sh(t, shell(tt.script))
-			if took := time.Since(begun); took > 2600*time.Millisecond {
-				t.Errorf("ended after %v, want within 2 s of the limit", took)
+			if took := time.Since(begun); took > 30*time.Second { // the script takes 63
+				t.Errorf("ended after %v, want soon after the limit", took)
 			}
 			checkEnd(t, got.end, ended(-1, false, tt.status))
 			if n := len(got.stdout) + len(got.stderr); n > 1<<20 || tt.limit == control.LimitOutput && n != 1<<20 {
