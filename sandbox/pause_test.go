@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
@@ -494,4 +495,33 @@ func TestConnectWhileItEnds(t *testing.T) {
 	if err := <-killed; err != nil {
 		t.Errorf("Kill() = %v", err)
 	}
+}
+
+// What is sealed for one sandbox opens for no other, whoever can write to the
+// database.
+func TestSealedEnvironmentIsItsOwn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	theirs := pausable(t, p, nil)
+	r := request()
+	r.Timeout = time.Hour
+	mine, err := p.Create(t.Context(), mallory, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pause(t.Context(), mallory, mine.ID, snapshot.Memory); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.db.Mutate(t.Context(), mine.ID, func(s *sandbox.Sandbox) (audit.Event, error) {
+		s.Sealed = theirs.Sealed
+		return audit.Event{Type: "test"}, nil
+	})
+	if err != nil || theirs.Sealed == "" {
+		t.Fatalf("%q, %v", theirs.Sealed, err)
+	}
+	if _, _, err := p.Connect(t.Context(), mallory, mine.ID, time.Hour); err == nil {
+		t.Errorf("Connect() = nil: the agent was told %v", w.boxes.get(mine.ID).init.EnvVars)
+	}
+	checkPaused(t, p, mine.ID)
 }
