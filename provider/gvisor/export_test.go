@@ -43,3 +43,20 @@ func (p *Provider) Socket() string { return p.options.Socket }
 
 // Layout returns the agent's image and the directory of writable layers.
 func (p *Provider) Layout() (agentImage, overlays string) { return p.agentImage, p.overlays }
+
+// SettleBeside settles what an engine runs while a box waits to be created, and
+// reports whether that was taken for lost.
+func (p *Provider) SettleBeside(ctx context.Context, id string) (lost bool, err error) {
+	b := newBox(p, id, meta{})
+	if err := p.register(b); err != nil {
+		return false, err
+	}
+	defer p.forget(b)
+	p.settle(ctx)
+	select {
+	case <-b.done:
+		return true, nil
+	default:
+		return false, nil
+	}
+}
