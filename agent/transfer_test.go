@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
@@ -369,13 +370,15 @@ func TestForward(t *testing.T) {
 			continue
 		}
 		go func() {
-			c, err := l.Accept()
-			if err != nil {
-				return
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				body, _ := io.ReadAll(c) // until the client's half close
+				_, _ = c.Write(append([]byte("echo "), body...))
+				_ = c.Close()
 			}
-			defer c.Close()
-			body, _ := io.ReadAll(c) // until the client's half close
-			_, _ = c.Write(append([]byte("echo "), body...))
 		}()
 		port := uint16(l.Addr().(*net.TCPAddr).Port)
 		ticket, err := b.control.Dial(limited(t), port)
@@ -387,6 +390,16 @@ func TestForward(t *testing.T) {
 		}
 		if got := b.redeem(t, ticket[:], "again"); got != "" {
 			t.Errorf("%s: a used ticket answered %q", address, got)
+		}
+		// A ticket is part of the identity that a checkpoint must not have.
+		if ticket, err = b.control.Dial(limited(t), port); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.control.Freeze(limited(t)); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.redeem(t, ticket[:], "late"); got != "" {
+			t.Errorf("%s: a ticket from before a checkpoint answered %q", address, got)
 		}
 		_ = l.Close()
 		if _, err := b.control.Dial(limited(t), port); err == nil || !strings.Contains(err.Error(), "refused") {
@@ -406,6 +419,7 @@ func (b *box) redeem(t *testing.T, ticket []byte, text string) string {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	_, _ = c.Write(append(bytes.Clone(ticket), text...))
 	_ = c.(*net.TCPConn).CloseWrite()
 	answer, _ := io.ReadAll(c) // a refusal may be a reset

@@ -344,7 +344,7 @@ func TestBudgets(t *testing.T) {
 	}
 	s.call(t, "PUT", path, map[string]any{"cpuSeconds": -1}).wants(t, "negative budget", http.StatusBadRequest, "budget.cpuSeconds")
 	s.call(t, "PUT", path, map[string]any{"cpuSeconds": int64(1) << 62}).wants(t, "huge budget", http.StatusBadRequest, "budget.cpuSeconds")
-	s.call(t, "POST", "/native/v1/sandboxes", map[string]any{"budget": map[string]any{"egressBytes": -1}}).wants(t, "create", http.StatusBadRequest, "budget.egressBytes")
+	s.call(t, "POST", "/native/v1/sandboxes", map[string]any{"budget": map[string]any{"egressBytes": -1}}).wants(t, "create", http.StatusBadRequest, "budget.egressBytes: must be 0 to 9223372036854775807, is -1")
 	s.callAs(t, s.other, "PUT", path, map[string]any{}).wants(t, "another team's budget", http.StatusNotFound, "doesn't exist")
 	s.call(t, "PUT", path, map[string]any{}).into(t, &made)
 	if row, err := s.store.Get(t.Context(), sandbox.ID(made.ID)); err != nil || row.Lifecycle.Budget != (sandbox.Budget{}) {

@@ -8,6 +8,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/store/storetest"
 	"github.com/caisson-dev/caisson/template"
@@ -75,6 +76,16 @@ func TestSnapshotRoutes(t *testing.T) {
 	s.call(t, "DELETE", "/native/v1/snapshots/base", nil).wants(t, "delete of a template as a snapshot", 404, "")
 	s.call(t, "DELETE", "/templates/base:v9", nil).wants(t, "delete of a template's tag", 404, "")
 	s.call(t, "DELETE", "/templates/"+url.PathEscape("default/named:v2"), nil).wants(t, "delete of another tag", 404, "")
+	user := storetest.Sandbox()
+	user.ID, user.Team, user.Template, user.Build = "iuser", identity.DefaultTeam, v1.Template, v1.Build.ID
+	if err := s.store.Insert(t.Context(), user, 0, storetest.Created()); err != nil {
+		t.Fatal(err)
+	}
+	s.call(t, "DELETE", "/native/v1/snapshots/named:v1", nil).wants(t, "delete of one in use", 409, `"named:v1" is in use`)
+	s.call(t, "DELETE", "/templates/named:v1", nil).wants(t, "delete of one in use by E2B's API", 400, "in use")
+	if _, err := s.store.Mutate(t.Context(), user.ID, storetest.Become(sandbox.Failed)); err != nil {
+		t.Fatal(err)
+	}
 	s.call(t, "DELETE", "/templates/"+url.PathEscape(v1.Reference()), nil).wants(t, "delete", 204, "")
 	s.call(t, "DELETE", "/templates/"+url.PathEscape(v1.Reference()), nil).wants(t, "delete again", 404, "")
 	s.call(t, "DELETE", "/native/v1/snapshots/"+url.PathEscape(bare.Reference()), nil).wants(t, "native delete", 204, "")

@@ -41,7 +41,7 @@ type Sandbox struct {
 	BuildID      string `json:"buildID,omitempty"`
 	State        State  `json:"state"`
 	// Reason says why it ended: killed, timeout, oom, crashed, engine_lost,
-	// orphaned, or an error text.
+	// exited, budget, retention, or an error text.
 	Reason    string            `json:"reason,omitempty"`
 	Provider  string            `json:"provider,omitempty"`
 	Node      string            `json:"node,omitempty"`

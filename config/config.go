@@ -68,7 +68,7 @@ type Limits struct {
 	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
 	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
 	BatchConcurrency int           `key:"batch_concurrency" doc:"Most items of a batch that run at a time."`
-	PausedPerTeam    int           `key:"paused_per_team" doc:"Sandboxes a team may pause by request; 0 means no limit. What is paused by its timeout does not count against it, and is never refused."`
+	PausedPerTeam    int           `key:"paused_per_team" doc:"How many paused sandboxes a team may have before a pause by request is refused; 0 means no limit. A pause by timeout or budget is never refused, but what it paused counts."`
 	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
 	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
 	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 const (
 	makeLimit  = time.Minute
+	renewLimit = 10 * time.Second
 	minBackoff = time.Second
 	maxBackoff = time.Minute
 	// lookEvery is how often schedules, leases and ages are looked at when
@@ -96,7 +98,7 @@ func (p *Pool) reconcile(ctx context.Context) {
 			p.drop(s) // one at a time, so that most stay
 		}
 		for _, it := range s.boxes {
-			if it.leased.Sub(now) < p.o.Lease/2 {
+			if !it.renewing && it.leased.Sub(now) < p.o.Lease/2 {
 				p.renew(ctx, it, now)
 			}
 		}
@@ -172,8 +174,15 @@ func (p *Pool) renew(ctx context.Context, it *item, now time.Time) {
 		return
 	}
 	to := it.leased
+	it.renewing = true
 	p.work.Go(func() {
-		if err := d.SetDeadline(ctx, to); err != nil && ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(ctx, renewLimit)
+		defer cancel()
+		err := d.SetDeadline(ctx, to)
+		p.mu.Lock()
+		it.renewing = false
+		p.mu.Unlock()
+		if err != nil && !errors.Is(err, context.Canceled) {
 			p.o.Log.WarnContext(ctx, "lease of warm box could not be renewed", slog.String("box", it.box.Handle().ID), slog.Any("error", err))
 		}
 	})

@@ -115,8 +115,11 @@ type item struct {
 	box    provider.Box
 	born   time.Time
 	bytes  int64
-	leased time.Time          // the box's deadline
-	stop   context.CancelFunc // ends the watch
+	leased time.Time // the box's deadline
+	// renewing says that its deadline is being set. It cannot be taken then: the
+	// old lease could come after the deadline of who took it, and end that.
+	renewing bool
+	stop     context.CancelFunc // ends the watch
 }
 
 // New returns a pool that makes nothing yet; Run does.
@@ -165,7 +168,7 @@ func (p *Pool) taken(k Key, hit bool) {
 	}
 }
 
-// pop takes the oldest box of a key, and notes that one was asked for.
+// pop takes the oldest box of a key that can be, and notes that one was asked for.
 func (p *Pool) pop(k Key, name string) *item {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,10 +182,11 @@ func (p *Pool) pop(k Key, name string) *item {
 	}
 	s.name = name
 	s.demand.note(time.Now())
-	if len(s.boxes) == 0 {
+	i := slices.IndexFunc(s.boxes, func(it *item) bool { return !it.renewing })
+	if i < 0 {
 		return nil
 	}
-	it := s.boxes[0]
+	it := s.boxes[i]
 	p.remove(s, it)
 	s.lent++
 	return it

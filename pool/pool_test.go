@@ -23,6 +23,7 @@ type host struct {
 	boxes map[string]*box
 	fails error
 	slow  time.Duration
+	renew time.Duration // what setting a deadline takes
 	bytes int64
 	most  int // made at a time
 	now   int
@@ -92,6 +93,7 @@ func (b *box) Stats(context.Context) (provider.Stats, error) {
 }
 
 func (b *box) SetDeadline(_ context.Context, t time.Time) error {
+	time.Sleep(b.host.renew)
 	b.host.mu.Lock()
 	defer b.host.mu.Unlock()
 	b.until = t
@@ -363,6 +365,36 @@ func TestLeaseAndAge(t *testing.T) {
 		defer h.mu.Unlock()
 		if h.boxes["box001"] != nil {
 			t.Error("the first box is still there after an hour")
+		}
+	})
+}
+
+// A lease that is being renewed could outdo the deadline of who takes the box.
+func TestNoTakeWhileRenewing(t *testing.T) {
+	t.Parallel()
+	h := &host{renew: time.Second}
+	start(t, h, pool.Options{}, func(p *pool.Pool) {
+		p.SetPlan(plan(small, 1), nil)
+		synctest.Wait()
+		b, _ := p.Take(small, "")
+		p.Return(small, b) // its lease is renewed at once
+		synctest.Wait()
+		if b, ok := p.Take(small, ""); ok {
+			t.Errorf("%s was taken while its lease is being renewed", b.Handle().ID)
+		}
+		time.Sleep(2 * time.Second)
+		got, ok := p.Take(small, "")
+		if !ok {
+			t.Fatal("nothing to take after the renewal")
+		}
+		mine := time.Now().Add(time.Hour)
+		if err := got.(*box).SetDeadline(t.Context(), mine); err != nil {
+			t.Fatal(err)
+		}
+		p.Settle(small, got)
+		time.Sleep(10 * time.Minute)
+		if until := got.(*box).until; !until.Equal(mine) {
+			t.Errorf("deadline of the box that was taken is %v, want %v", until, mine)
 		}
 	})
 }

@@ -164,3 +164,30 @@ func TestClosing(t *testing.T) {
 		}
 	})
 }
+
+// A fork of a sandbox whose pause for its budget failed has spent nothing.
+func TestForkOfSpent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.boot(t, testConfig()).run(t)
+		sb := pausable(t, p, func(r *sandbox.CreateRequest) { r.Budget = sandbox.Budget{CPU: time.Second} })
+		p.failNext("snapshot")
+		p.Spend(sb.ID, sandbox.Budget{CPU: time.Second})
+		synctest.Wait()
+		if row, err := w.db.Get(t.Context(), sb.ID); err != nil || row.State != sandbox.Running || row.Lifecycle.Spent != "cpu" {
+			t.Fatalf("source is %s, spent %q (%v); this tests nothing", row.State, row.Lifecycle.Spent, err)
+		}
+		out, err := p.Fork(t.Context(), alice, sb.ID, 1, time.Minute)
+		if err != nil || out[0].Err != nil {
+			t.Fatalf("Fork() = %v, %v", out, err)
+		}
+		child := out[0].Sandbox.ID
+		if err := p.Pause(t.Context(), alice, child, snapshot.Memory); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := p.Connect(t.Context(), alice, child, time.Minute); err != nil {
+			t.Errorf("Connect() of the child = %v", err)
+		}
+	})
+}

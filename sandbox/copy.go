@@ -137,23 +137,6 @@ func (m *Manager) reidentify(ctx context.Context, sb Sandbox, box provider.Box) 
 	return m.initAgent(ctx, sb, box)
 }
 
-// identify tells the agent of a sandbox that is taken over who it is, if a
-// server died between a checkpoint and that.
-func (m *Manager) identify(ctx context.Context, sb Sandbox, box provider.Box) error {
-	ctl := box.Control()
-	if ctl == nil || sb.State != Running {
-		return nil
-	}
-	h, err := ctl.Health(ctx)
-	if err != nil {
-		return because(ctx, fmt.Errorf("ask agent: %w", err))
-	}
-	if h.Ready {
-		return nil
-	}
-	return m.initAgent(ctx, sb, box)
-}
-
 // listLeftovers notes, once and before this process saves anything, which
 // artifacts an earlier one left: of those the sweep deletes at once what no
 // record refers to. If they cannot be listed they are only deleted later.

@@ -133,7 +133,7 @@ func (m *Manager) launch(ctx context.Context, c *creation) (Sandbox, error) {
 		if m.publish(c.entry, box, c.sb) {
 			m.watch(c.entry, box)
 			// The deadline given to the box allowed for the whole of the create.
-			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, c.entry, box) })
+			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, c.entry, box) }) // logged there; the sweep retries
 			c.undo.Done()
 			if f := m.deps.Metrics.Created; f != nil {
 				f(time.Since(began))

@@ -57,6 +57,9 @@ type entry struct {
 	stuck bool
 	// copying says that a snapshot or a fork is being made of it.
 	copying bool
+	// unsynced says that the box's own hard end could not be set; the sweep will
+	// try again.
+	unsynced bool
 	// missed counts sweeps in a row in which the provider did not list the box.
 	missed int
 	// budget is the sandbox's; warned that its near end was told; retryBudget
@@ -208,6 +211,11 @@ func (m *Manager) hide(e *entry) {
 func (m *Manager) publish(e *entry, box provider.Box, sb Sandbox) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.present(e, box, sb)
+}
+
+// present is publish for callers that hold Manager.mu.
+func (m *Manager) present(e *entry, box provider.Box, sb Sandbox) bool {
 	e.box = box
 	if e.phase != starting || e.why != "" {
 		return false

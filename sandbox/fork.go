@@ -205,7 +205,7 @@ func (m *Manager) planChild(who identity.Principal, c *copied, g guest, build te
 		Metadata: maps.Clone(src.Metadata), CreatedAt: now, EndsAt: now.Add(ttl),
 		OnTimeout: src.OnTimeout, Lifecycle: src.Lifecycle, Origin: Origin{Sandbox: src.ID}, Version: 1,
 	}
-	sb.Lifecycle.Timeout = ttl
+	sb.Lifecycle.Timeout, sb.Lifecycle.Spent = ttl, "" // it has used nothing yet
 	var err error
 	if sb.Sealed, err = m.seal(sb.ID, g); err != nil {
 		return nil, err

@@ -326,3 +326,31 @@ func TestForkOnceConcurrently(t *testing.T) {
 		t.Errorf("%d boxes, want the source and four children", n)
 	}
 }
+
+// The sweep leaves alone what children are still being made of, however long
+// that takes.
+func TestSweepDuringFork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cfg := testConfig()
+		cfg.ConcurrentCreates, cfg.CreateTimeout, cfg.CreateQueueWait = 1, time.Hour, time.Hour
+		p := w.boot(t, cfg).run(t)
+		src := pausable(t, p, func(r *sandbox.CreateRequest) { r.Timeout = 2 * time.Hour })
+		w.boxes.mu.Lock()
+		w.boxes.creating = func(context.Context, provider.Spec) error { time.Sleep(15 * time.Minute); return nil }
+		w.boxes.mu.Unlock()
+		out, err := p.Fork(t.Context(), alice, src.ID, 2, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range out {
+			if f.Err != nil {
+				t.Errorf("child: %v", f.Err)
+			}
+		}
+		if ids := w.vault.ids(); len(ids) != 0 {
+			t.Errorf("artifacts %v are left", ids)
+		}
+	})
+}

@@ -20,6 +20,10 @@ const (
 	ReasonTimeout = provider.ReasonDeadline
 )
 
+// killTries bounds how often a kill looks again at a sandbox that did not end
+// with what was starting or saving it.
+const killTries = 3
+
 // Kill ends a sandbox in the order of decisions.md 29 and returns when nothing
 // of it is left. Killing an ended or unknown one, or one that is being killed,
 // is errdefs.ErrNotFound. It goes on when the caller goes away.
@@ -27,27 +31,38 @@ func (m *Manager) Kill(ctx context.Context, who identity.Principal, id ID, reaso
 	if reason == "" {
 		reason = ReasonKilled
 	}
-	e, err := m.find(ctx, who, id)
-	if errors.As(err, new(pausedError)) {
-		return m.killPaused(ctx, who, id, reason)
-	}
-	if err != nil {
-		return err
-	}
-	switch was, asked := m.askEnd(e, reason, who.KeyID); {
-	case !asked:
-		return notFound(id)
-	case was == starting || was == pausing:
+	for range killTries {
+		e, err := m.find(ctx, who, id)
+		if errors.As(err, new(pausedError)) {
+			return m.killPaused(ctx, who, id, reason)
+		}
+		if err != nil {
+			return err
+		}
+		was, asked := m.askEnd(e, reason, who.KeyID)
+		switch {
+		case !asked:
+			return notFound(id)
+		case was == live:
+			return m.finishEnd(ctx, e, audit.Event{}, true)
+		}
 		// The goroutine that starts or saves it cleans up.
 		e.abort(errAborted)
 		select {
 		case <-e.done:
-			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		// It may not have seen that it should, or not have been able to.
+		sb, err := m.deps.Store.Get(ctx, id)
+		if errdefs.IsNotFound(err) || err == nil && sb.State.Ended() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return m.finishEnd(ctx, e, audit.Event{}, true)
+	return fmt.Errorf("sandbox %q could not be ended, try again: %w", id, errdefs.ErrUnavailable)
 }
 
 // askEnd marks e to end, unless somebody has already, and says in which phase
@@ -163,22 +178,45 @@ func (m *Manager) retryEnds(ctx context.Context) {
 	}
 }
 
+// syncDeadlines sets the hard ends that could not be set before. That of a box
+// that was warm is near: it would die long before its sandbox's time is over.
+func (m *Manager) syncDeadlines(ctx context.Context) {
+	m.mu.RLock()
+	late := map[*entry]provider.Box{}
+	for _, e := range m.entries {
+		if e.unsynced {
+			late[e] = e.box
+		}
+	}
+	m.mu.RUnlock()
+	for e, box := range late {
+		if m.syncDeadline(ctx, e, box) != nil {
+			return // the others are left to the next sweep
+		}
+	}
+}
+
 // syncDeadline moves the box's own hard end, where it has one, to a little after
 // the sandbox's.
-func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) {
-	if e.lock(ctx) != nil {
-		return
+func (m *Manager) syncDeadline(ctx context.Context, e *entry, box provider.Box) error {
+	if err := e.lock(ctx); err != nil {
+		return err
 	}
 	defer e.unlock()
 	m.mu.RLock()
 	endsAt, at, running := e.endsAt, e.atEnd, e.phase == live
 	m.mu.RUnlock()
 	if !running {
-		return
+		return nil
 	}
-	if err := m.setDeadline(ctx, box, endsAt, at); err != nil && ctx.Err() == nil {
-		m.log.WarnContext(ctx, "hard deadline could not be set", slog.String("sandbox", string(e.id)), slog.Any("error", err))
+	err := m.setDeadline(ctx, box, endsAt, at)
+	m.mu.Lock()
+	e.unsynced = err != nil
+	m.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "hard deadline could not be set; will retry", slog.String("sandbox", string(e.id)), slog.Any("error", err))
 	}
+	return err
 }
 
 // graceAt is how long a box outlives its end when no server ends it.

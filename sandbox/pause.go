@@ -218,14 +218,15 @@ func (m *Manager) runOn(ctx context.Context, old *entry) {
 		m.mu.Lock()
 		asked := old.why != ""
 		if !asked {
+			// In one step: nobody ends a new entry that is not live.
 			m.entries[e.id] = e
+			m.present(e, old.box, sb)
 		}
 		m.mu.Unlock()
 		if !asked {
-			m.publish(e, old.box, sb)
 			m.forget(old)
 			m.watch(e, old.box)
-			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, old.box) })
+			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, old.box) }) // logged there; the sweep retries
 			return
 		}
 	}

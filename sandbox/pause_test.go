@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
@@ -165,42 +166,40 @@ func TestPausedIsNotLive(t *testing.T) {
 // All of many calls at once succeed; each transition happens once.
 func TestPauseAndConnectAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	p := w.boot(t, testConfig()).run(t)
-	sb := pausable(t, p, nil)
-	both := func(what string, call func() error) {
-		t.Helper()
-		var wg sync.WaitGroup
-		errs := make([]error, 8)
-		for i := range errs {
-			wg.Go(func() { errs[i] = call() })
-		}
-		wg.Wait()
-		if err := errors.Join(errs...); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	for range 5 {
-		// A call that comes when all is over finds a paused sandbox: hold the
-		// first until all have come.
-		all := make(chan struct{})
-		w.boxes.mu.Lock()
-		w.boxes.saving = func(context.Context, provider.Spec) error { <-all; return nil }
-		w.boxes.mu.Unlock()
-		time.AfterFunc(50*time.Millisecond, func() { close(all) })
-		both("pause", func() error { return p.Pause(t.Context(), alice, sb.ID, snapshot.Memory) })
-		checkPaused(t, p, sb.ID)
-		both("connect", func() error {
-			_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Minute)
-			if _, ok := p.Live(sb.ID); err == nil && !ok {
-				err = errors.New("returned before the sandbox is usable")
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		// A call that comes when all is over finds a paused sandbox: the first is
+		// held until all have come.
+		w.boxes.saving = func(context.Context, provider.Spec) error { time.Sleep(time.Second); return nil }
+		p := w.boot(t, testConfig()).run(t)
+		sb := pausable(t, p, nil)
+		both := func(what string, call func() error) {
+			t.Helper()
+			var wg sync.WaitGroup
+			errs := make([]error, 8)
+			for i := range errs {
+				wg.Go(func() { errs[i] = call() })
 			}
-			return err
-		})
-	}
-	if n := len(w.boxes.ids()); n != 1 {
-		t.Errorf("%d boxes, want 1", n)
-	}
+			wg.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+		for range 5 {
+			both("pause", func() error { return p.Pause(t.Context(), alice, sb.ID, snapshot.Memory) })
+			checkPaused(t, p, sb.ID)
+			both("connect", func() error {
+				_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Minute)
+				if _, ok := p.Live(sb.ID); err == nil && !ok {
+					err = errors.New("returned before the sandbox is usable")
+				}
+				return err
+			})
+		}
+		if n := len(w.boxes.ids()); n != 1 {
+			t.Errorf("%d boxes, want 1", n)
+		}
+	})
 }
 
 func TestPauseFails(t *testing.T) {
@@ -496,4 +495,33 @@ func TestConnectWhileItEnds(t *testing.T) {
 	if err := <-killed; err != nil {
 		t.Errorf("Kill() = %v", err)
 	}
+}
+
+// What is sealed for one sandbox opens for no other, whoever can write to the
+// database.
+func TestSealedEnvironmentIsItsOwn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	theirs := pausable(t, p, nil)
+	r := request()
+	r.Timeout = time.Hour
+	mine, err := p.Create(t.Context(), mallory, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pause(t.Context(), mallory, mine.ID, snapshot.Memory); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.db.Mutate(t.Context(), mine.ID, func(s *sandbox.Sandbox) (audit.Event, error) {
+		s.Sealed = theirs.Sealed
+		return audit.Event{Type: "test"}, nil
+	})
+	if err != nil || theirs.Sealed == "" {
+		t.Fatalf("%q, %v", theirs.Sealed, err)
+	}
+	if _, _, err := p.Connect(t.Context(), mallory, mine.ID, time.Hour); err == nil {
+		t.Errorf("Connect() = nil: the agent was told %v", w.boxes.get(mine.ID).init.EnvVars)
+	}
+	checkPaused(t, p, mine.ID)
 }

@@ -60,6 +60,7 @@ func (m *Manager) Run(ctx context.Context) error {
 // records without a box, boxes without a record.
 func (m *Manager) sweep(ctx context.Context) {
 	m.retryEnds(ctx)
+	m.syncDeadlines(ctx)
 	if err := m.adoptAll(ctx); err != nil && ctx.Err() == nil {
 		m.log.ErrorContext(ctx, "unfinished sandboxes cannot be read", slog.Any("error", err))
 	}
@@ -214,9 +215,6 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		defer cancel()
 		return errors.Join(fmt.Errorf("open box: %w", err), m.deps.Guard.Detach(clean, string(sb.ID)))
 	}
-	if err := m.identify(ctx, sb, box); err != nil {
-		return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
-	}
 	if sb.State == Pausing {
 		if sb, err = m.unpause(ctx, sb, box); err != nil {
 			return errors.Join(err, m.deps.Guard.Detach(context.WithoutCancel(ctx), string(sb.ID)))
@@ -229,13 +227,13 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		return errAborted // adopt ends it with the reason of the kill
 	}
 	m.watch(e, box)
-	m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+	m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
 	m.log.InfoContext(ctx, "sandbox taken over", slog.String("sandbox", string(sb.ID)))
 	return nil
 }
 
 // initUnbound gives an agent its identity that has none: its server died between
-// recording the sandbox and telling it.
+// recording the sandbox and telling it, or while its memory was being saved.
 func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box) error {
 	ctl := box.Control()
 	if ctl == nil {
@@ -243,7 +241,7 @@ func (m *Manager) initUnbound(ctx context.Context, sb Sandbox, box provider.Box)
 	}
 	h, err := ctl.Health(ctx)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return because(ctx, fmt.Errorf("ask agent: %w", err))
 	}
 	if h.Ready {
 		return nil

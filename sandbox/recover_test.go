@@ -219,3 +219,34 @@ func TestFailedEndIsRetried(t *testing.T) {
 		}
 	})
 }
+
+// A kill that meets a take-over is not lost when what that takes over cannot be
+// ended at first.
+func TestKillWhileTakingOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.boot(t, testConfig()).run(t)
+		sb := create(t, first)
+		first.kill9()
+
+		p := w.boot(t, testConfig())
+		killed := make(chan error, 1)
+		p.onStep = func(name string) {
+			if name != "attach" {
+				return
+			}
+			p.onStep = nil
+			p.failNext("destroy")
+			go func() { killed <- p.Kill(t.Context(), alice, sb.ID, "") }()
+			synctest.Wait() // it waits for the take-over to end
+		}
+		p.run(t)
+		if err := <-killed; err != nil {
+			t.Errorf("Kill() = %v", err)
+		}
+		checkGone(t, p, sb.ID, sandbox.Killed, "killed")
+		time.Sleep(5 * time.Minute) // for the sweep
+		checkGone(t, p, sb.ID, sandbox.Killed, "killed")
+	})
+}

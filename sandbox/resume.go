@@ -95,8 +95,9 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 		return Sandbox{}, apierr.Field("timeout", "must be more than 0 to resume a paused sandbox")
 	}
 	began := time.Now()
-	// It goes on when this caller goes away: others may wait for it.
-	ctx, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	// Once it is admitted it goes on when this caller goes away: others may wait.
+	caller := ctx
+	ctx, abort := context.WithCancelCause(context.WithoutCancel(caller))
 	defer abort(nil)
 	sb, err := m.deps.Store.Get(ctx, id)
 	if err != nil {
@@ -115,7 +116,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if sb.State == Paused && sb.Saved != nil {
 		r.artifact = *sb.Saved
 	}
-	leave, err := m.admission.enter(ctx, sb.Team, nil)
+	leave, err := m.admitResume(ctx, caller, sb.Team)
 	if err != nil {
 		return Sandbox{}, m.unrevive(ctx, r, err)
 	}
@@ -124,7 +125,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if err == nil {
 		if m.publish(e, box, r.sb) {
 			m.watch(e, box)
-			m.tasks.add(func(ctx context.Context) { m.syncDeadline(ctx, e, box) })
+			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
 			r.undo.Done()
 			m.mu.Lock()
 			m.wakes(id)
@@ -140,6 +141,15 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 		err = errAborted
 	}
 	return Sandbox{}, m.unrevive(ctx, r, err)
+}
+
+// admitResume waits for its turn until ctx ends or the caller goes away: others
+// who wait for the same sandbox then resume it themselves.
+func (m *Manager) admitResume(ctx, caller context.Context, team identity.TeamID) (leave func(), err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(caller, func() { cancel(context.Cause(caller)) })()
+	return m.admission.enter(ctx, team, nil)
 }
 
 // revival is one resume under way.
@@ -196,6 +206,13 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
 	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	if errdefs.IsAlreadyExists(err) {
+		// The box that was saved: a server died, or could not destroy it, after
+		// the record was Paused. What counts is the artifact.
+		if err = m.destroyByID(ctx, string(id)); err == nil {
+			box, err = restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+		}
+	}
 	if errors.Is(err, snapshot.ErrOtherEngine) {
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
 			"sandbox %q was paused by another version of the engine, whose memory this one cannot take up; it stays paused: resume it with that version", id).
@@ -239,7 +256,7 @@ func (m *Manager) unrevive(ctx context.Context, r *revival, first error) error {
 	switch {
 	case killed:
 		m.mu.Lock()
-		delete(m.dormant, e.id)
+		m.wakes(e.id)
 		m.mu.Unlock()
 		if err = m.recordKilled(ctx, e.id, why, by, audit.Event{}); err == nil && r.artifact.ID != "" {
 			m.deleteArtifact(ctx, r.artifact.ID)

@@ -46,7 +46,8 @@ type Sandbox struct {
 	Build template.BuildID
 	State State
 	// Reason says why the sandbox is Killed or Failed: "killed", "timeout",
-	// "oom", "crashed", "engine_lost", "orphaned", or an error text for Failed.
+	// "oom", "crashed", "engine_lost", "exited", "budget", "retention", "shutdown",
+	// or an error text for Failed.
 	Reason    string
 	Node      string
 	Handle    provider.Handle

@@ -73,6 +73,13 @@ func TestSnapshotAndCreate(t *testing.T) {
 	if page, _, err := p.ListSnapshots(t.Context(), mallory, template.SnapshotFilter{}); err != nil || len(page) != 0 {
 		t.Errorf("another team sees %v, %v", page, err)
 	}
+	tmpl, err := w.db.GetTemplate(t.Context(), alice.Team, string(snap.Template))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.DeleteSnapshot(t.Context(), mallory, tmpl, ""); !errdefs.IsNotFound(err) {
+		t.Errorf("DeleteSnapshot() by another team = %v, want not found", err)
+	}
 	if err := p.Kill(t.Context(), alice, src.ID, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -208,4 +209,36 @@ func TestWarmCrashAtEveryStep(t *testing.T) {
 			return
 		}
 	}
+}
+
+// The lease of a warm box is not the end of the sandbox that it becomes, also
+// when the engine does not take the new one at first.
+func TestLeaseIsNotTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		p := w.boot(t, warmConfig(1)).run(t)
+		time.Sleep(time.Second)
+		r := request()
+		r.Timeout = time.Hour
+		p.failNext("deadline")
+		sb, err := p.Create(t.Context(), alice, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		end := func() time.Duration {
+			x := w.boxes.get(sb.ID)
+			w.boxes.mu.Lock()
+			defer w.boxes.mu.Unlock()
+			return x.deadline.Sub(sb.EndsAt)
+		}
+		if end() > 0 {
+			t.Fatalf("the box ends %s after its sandbox; this tests nothing", end())
+		}
+		time.Sleep(2 * time.Minute) // for the sweep
+		if end() < 0 {
+			t.Errorf("the box ends %s before its sandbox", -end())
+		}
+	})
 }

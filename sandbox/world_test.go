@@ -509,6 +509,9 @@ func (f faultyProvider) Create(ctx context.Context, spec provider.Spec) (provide
 	}
 	f.b.mu.Lock()
 	defer f.b.mu.Unlock()
+	if f.b.all[spec.SandboxID] != nil {
+		return nil, fmt.Errorf("box %s: %w", spec.SandboxID, errdefs.ErrAlreadyExists)
+	}
 	x := &box{host: f.b, spec: spec, ended: make(chan struct{}), network: spec.Egress, deadline: spec.Deadline, refuse: f.p.agentRefuses.Load(), silent: f.b.silent}
 	f.b.all[spec.SandboxID] = x
 	return f.b.open(x, f.p), nil

@@ -212,7 +212,7 @@ func deleteTag(ctx context.Context, q *db.Queries, tag db.TemplateTag, actor str
 		return nil, fmt.Errorf("count sandboxes: %w", err)
 	}
 	if live > 0 {
-		return nil, fmt.Errorf("snapshot %q is in use by %d live sandboxes; end them first: %w", tag.TemplateID+":"+tag.Tag, live, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("snapshot %q is in use by %d sandboxes that run or are paused; end them first: %w", tag.TemplateID+":"+tag.Tag, live, errdefs.ErrFailedPrecondition)
 	}
 	rows, err := q.TemplateByID(ctx, tag.TemplateID)
 	if err != nil || len(rows) == 0 {

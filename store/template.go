@@ -223,7 +223,7 @@ func deleteTemplate(ctx context.Context, q *db.Queries, id template.ID, actor st
 		return nil, fmt.Errorf("count sandboxes: %w", err)
 	}
 	if live > 0 {
-		return nil, fmt.Errorf("template %q is in use by %d live sandboxes; end them first: %w", id, live, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("template %q is in use by %d sandboxes that run or are paused; end them first: %w", id, live, errdefs.ErrFailedPrecondition)
 	}
 	rows, err := q.TemplateByID(ctx, string(id))
 	if err != nil || len(rows) == 0 {

@@ -148,7 +148,7 @@ func endOfRun(sb sandbox.Sandbox, started, sampled, found time.Time) time.Time {
 		if sb.EndsAt.Before(found) {
 			return sb.EndsAt
 		}
-	case provider.ReasonExited, provider.ReasonOOM, provider.ReasonCrashed, provider.ReasonEngineLost, "orphaned":
+	case provider.ReasonExited, provider.ReasonOOM, provider.ReasonCrashed, provider.ReasonEngineLost:
 		return sampled
 	}
 	return found

@@ -254,7 +254,8 @@ func (c *Catalog) Find(ctx context.Context, team identity.TeamID, ref string) (T
 
 // Delete removes a template of the team. Its images go with the next GC.
 // errdefs.ErrPermissionDenied for another team's public template,
-// ErrFailedPrecondition while sandboxes are based on it.
+// ErrFailedPrecondition while sandboxes are based on it, and for a snapshot,
+// whose tags are deleted one by one (sandbox.Manager.DeleteSnapshot).
 func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) error {
 	t, err := c.find(ctx, team, ref)
 	if err != nil {
@@ -262,6 +263,9 @@ func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) 
 	}
 	if t.Team != team {
 		return fmt.Errorf("template %q belongs to team %s: %w", ref, t.Team, errdefs.ErrPermissionDenied)
+	}
+	if t.Kind == KindSnapshot {
+		return fmt.Errorf("%q is a snapshot: delete it with `caisson snapshot delete %s`: %w", ref, ref, errdefs.ErrFailedPrecondition)
 	}
 	return c.store.DeleteTemplate(ctx, t.ID)
 }

@@ -280,7 +280,7 @@ func TestCatalogBuildTar(t *testing.T) {
 
 func TestCatalogDeleteAndGC(t *testing.T) {
 	t.Parallel()
-	c, _, images := newCatalog(t)
+	c, store, images := newCatalog(t)
 	_, keep := mustBuild(t, c, "ann", "keep", "keep", template.TarOptions{})
 	_, drop := mustBuild(t, c, "ann", "drop", "drop", template.TarOptions{})
 	mustBuild(t, c, "bob", "open", "open", template.TarOptions{Public: true})
@@ -289,6 +289,15 @@ func TestCatalogDeleteAndGC(t *testing.T) {
 	}
 	if err := c.Delete(t.Context(), "bob", "keep"); !errdefs.IsNotFound(err) {
 		t.Errorf("Delete of a hidden one = %v", err)
+	}
+	saved := template.Template{ID: "saved", Team: "ann", Names: []string{"saved"}, Kind: template.KindSnapshot}
+	if err := store.PutTemplate(t.Context(), saved, template.Build{ID: "saved", Rootfs: keep.Rootfs}); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"saved", "ann/saved"} {
+		if err := c.Delete(t.Context(), "ann", ref); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "caisson snapshot delete "+ref) {
+			t.Errorf("Delete(%q) of a snapshot = %v", ref, err)
+		}
 	}
 	if err := c.Delete(t.Context(), "ann", "drop"); err != nil {
 		t.Fatal(err)

@@ -159,7 +159,8 @@ func (p *poller) run(ctx context.Context) {
 	p.err = err
 }
 
-// GetWatcherEvents implements the RPC.
+// GetWatcherEvents implements the RPC. A watch that has failed delivers the
+// events before its error.
 func (s *Service) GetWatcherEvents(_ context.Context, req *connect.Request[pb.GetWatcherEventsRequest]) (*connect.Response[pb.GetWatcherEventsResponse], error) {
 	s.mu.Lock()
 	p := s.watchers[req.Msg.GetWatcherId()]
@@ -169,7 +170,7 @@ func (s *Service) GetWatcherEvents(_ context.Context, req *connect.Request[pb.Ge
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err != nil {
+	if p.err != nil && len(p.events) == 0 {
 		return nil, wireError(p.watch.root, p.err)
 	}
 	resp := &pb.GetWatcherEventsResponse{Events: p.events}

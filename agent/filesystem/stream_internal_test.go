@@ -78,3 +78,17 @@ func TestForwardEndsWithItsContext(t *testing.T) {
 		t.Errorf("forward() = %v, want code canceled", err)
 	}
 }
+
+func TestPollerDeliversBeforeItsError(t *testing.T) {
+	t.Parallel()
+	p := &poller{watch: &watch{root: "/d"}, events: []*pb.FilesystemEvent{{Name: "a"}, {Name: "b"}}, err: errBacklog}
+	s := &Service{watchers: map[string]*poller{"w": p}}
+	ask := connect.NewRequest(&pb.GetWatcherEventsRequest{WatcherId: "w"})
+	got, err := s.GetWatcherEvents(t.Context(), ask)
+	if err != nil || len(got.Msg.GetEvents()) != 2 {
+		t.Fatalf("GetWatcherEvents() = %v, %v, want what was queued", got, err)
+	}
+	if _, err := s.GetWatcherEvents(t.Context(), ask); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("GetWatcherEvents() after that = %v, want why the watch failed", err)
+	}
+}

@@ -110,10 +110,15 @@ func (s *server) ResumeSandbox(ctx context.Context, r e2bapi.ResumeSandboxReques
 	if err != nil {
 		return nil, err
 	}
-	if _, running := s.Sandboxes.Live(id); running {
-		return nil, about(id, apierr.New(errdefs.ErrConflict, "sandbox %s is running already", id))
+	who := api.Caller(ctx)
+	box, err := s.Sandboxes.Get(ctx, who, id)
+	if err != nil {
+		return nil, about(id, err)
 	}
-	box, _, err := s.Sandboxes.Connect(ctx, api.Caller(ctx), id, ttl)
+	if _, running := s.Sandboxes.Live(id); running {
+		return nil, apierr.New(errdefs.ErrConflict, "sandbox %s is running already", id)
+	}
+	box, _, err = s.Sandboxes.Connect(ctx, who, id, ttl)
 	if err != nil {
 		return nil, about(id, err)
 	}

@@ -39,9 +39,14 @@ func readBudget(in *nativeapi.Budget) (sandbox.Budget, error) {
 		return sandbox.Budget{}, nil
 	}
 	const most = math.MaxInt64 / int64(time.Second)
-	for name, n := range map[string]int64{"cpuSeconds": in.CpuSeconds, "wallSeconds": in.WallSeconds, "egressBytes": in.EgressBytes} {
-		if n < 0 || (name != "egressBytes" && n > most) {
-			return sandbox.Budget{}, apierr.Field("budget."+name, "must be 0 to %d, is %d", most, n)
+	for _, m := range []struct {
+		name    string
+		n, most int64
+	}{
+		{"cpuSeconds", in.CpuSeconds, most}, {"wallSeconds", in.WallSeconds, most}, {"egressBytes", in.EgressBytes, math.MaxInt64},
+	} {
+		if m.n < 0 || m.n > m.most {
+			return sandbox.Budget{}, apierr.Field("budget."+m.name, "must be 0 to %d, is %d", m.most, m.n)
 		}
 	}
 	return sandbox.Budget{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -56,14 +57,17 @@ func (f *follow[T]) stream(w http.ResponseWriter) error {
 		return err
 	}
 	eventHeader(w)
-	out := http.NewResponseController(w)
+	out := sender{w, http.NewResponseController(w)}
 	for {
-		ended, err := f.sendNew(w)
+		ended, err := f.sendNew(out)
 		if err == nil && ended {
-			_, err = fmt.Fprint(w, "event: end\ndata: {}\n\n")
+			err = out.write("event: end\ndata: {}\n\n")
 		}
 		if err == nil {
 			err = out.Flush()
+		}
+		if err == nil && ended {
+			_ = out.SetWriteDeadline(time.Time{}) // the connection is as it was
 		}
 		if err != nil || ended {
 			return nil //nolint:nilerr // the stream has begun: to end it is all that is left
@@ -72,7 +76,7 @@ func (f *follow[T]) stream(w http.ResponseWriter) error {
 		case <-rows:
 		case <-events:
 		case <-keepalive.C:
-			if _, err := fmt.Fprint(w, ": keepalive\n\n"); err != nil {
+			if err := out.write(": keepalive\n\n"); err != nil {
 				return nil //nolint:nilerr // the client left
 			}
 		case <-f.ctx.Done():
@@ -83,15 +87,28 @@ func (f *follow[T]) stream(w http.ResponseWriter) error {
 	}
 }
 
+// sender writes to a client, which has writeLimit to read each piece: one that
+// reads no more must not be held for ever.
+type sender struct {
+	io.Writer
+	*http.ResponseController
+}
+
+func (s sender) write(text string) error {
+	_ = s.SetWriteDeadline(time.Now().Add(writeLimit)) // a writer without is one of a test
+	_, err := io.WriteString(s.Writer, text)
+	return err
+}
+
 // sendNew writes the rows that came since the last call, and reports whether
 // they were the last.
-func (f *follow[T]) sendNew(w http.ResponseWriter) (ended bool, err error) {
+func (f *follow[T]) sendNew(out sender) (ended bool, err error) {
 	// Asked before reading, so that the last rows are not missed.
 	if ended, err = f.ended(); err != nil {
 		return false, err
 	}
 	for {
-		n, err := f.sendPage(w)
+		n, err := f.sendPage(out)
 		if err != nil || n < maxRows {
 			return ended, err
 		}
@@ -115,7 +132,7 @@ func (f *follow[T]) ended() (bool, error) {
 	return true, f.flush(f.ctx)
 }
 
-func (f *follow[T]) sendPage(w http.ResponseWriter) (int, error) {
+func (f *follow[T]) sendPage(out sender) (int, error) {
 	rows, err := f.read(f.ctx, f.after, maxRows)
 	if err != nil {
 		return 0, err
@@ -125,7 +142,7 @@ func (f *follow[T]) sendPage(w http.ResponseWriter) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if _, err := fmt.Fprintf(w, "event: %s\nid: %d\ndata: %s\n\n", f.event, f.seq(row), b); err != nil {
+		if err := out.write(fmt.Sprintf("event: %s\nid: %d\ndata: %s\n\n", f.event, f.seq(row), b)); err != nil {
 			return 0, err
 		}
 		f.after = f.seq(row)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -147,8 +148,10 @@ type stream struct {
 	leave context.CancelFunc
 	done  chan struct{}
 
-	mu  sync.Mutex // guards got
-	got bytes.Buffer
+	mu    sync.Mutex // guards what follows
+	got   bytes.Buffer
+	stuck bool // the client reads no more
+	until time.Time
 }
 
 func (l *logs) follow(t *testing.T, id sandbox.ID, log string) *stream {
@@ -174,8 +177,25 @@ func (s *stream) Flush()              {}
 
 func (s *stream) Write(b []byte) (int, error) {
 	s.mu.Lock()
+	stuck, until := s.stuck, s.until
+	if !stuck {
+		defer s.mu.Unlock()
+		return s.got.Write(b)
+	}
+	s.mu.Unlock()
+	if until.IsZero() {
+		until = time.Now().Add(24 * time.Hour)
+	}
+	time.Sleep(time.Until(until))
+	return 0, os.ErrDeadlineExceeded
+}
+
+// SetWriteDeadline is for http.ResponseController.
+func (s *stream) SetWriteDeadline(t time.Time) error {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.got.Write(b)
+	s.until = t
+	return nil
 }
 
 // wants checks, without letting time pass, how often the follower has got text.
@@ -224,6 +244,22 @@ func TestIdleFollowersDoNotRead(t *testing.T) {
 		if n := l.reads.Load() - before; n != followers {
 			t.Errorf("%d followers read %d times in %s, want once each", followers, n, keepalive)
 		}
+	})
+}
+
+// A follower that reads no more is let go of.
+func TestStuckFollowerIsLeft(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLogs(t)
+		id := l.running(t)
+		s := l.follow(t, id, "events")
+		s.mu.Lock()
+		s.stuck = true
+		s.mu.Unlock()
+		l.record(t, l.store, id, "sandbox.limit_hit")
+		time.Sleep(2 * time.Minute)
+		s.over(t, 0)
 	})
 }
 

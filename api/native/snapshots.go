@@ -101,6 +101,10 @@ func (s *server) DeleteSnapshot(ctx context.Context, r nativeapi.DeleteSnapshotR
 	if errdefs.IsNotFound(err) {
 		return nil, missing.WithCause(err)
 	}
+	if errdefs.IsFailedPrecondition(err) {
+		return nil, apierr.New(errdefs.ErrFailedPrecondition,
+			"snapshot %q is in use: end the sandboxes that were made of it first, paused ones too", api.Clip(r.Id)).WithCause(err)
+	}
 	if err != nil {
 		return nil, err
 	}

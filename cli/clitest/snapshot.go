@@ -41,7 +41,7 @@ func (s *Stub) snapshotRoutes(mux *http.ServeMux, v1 string) {
 		}
 		for _, b := range s.boxes {
 			if b.sb.BuildID == snap.BuildID && b.sb.State == client.Running {
-				refuse(w, 409, "snapshot is in use by 1 live sandboxes; end them first")
+				refuse(w, 409, "snapshot is in use: end the sandboxes that were made of it first, paused ones too")
 				return
 			}
 		}

@@ -22,14 +22,19 @@ import (
 	"github.com/caisson-dev/caisson/vnet/vnettest"
 )
 
+// patience is how long a connection may take on a machine with much else to do.
+const patience = 30 * time.Second
+
 // talk opens an echo connection to allowed.test and proves that it works.
 func talk(t *testing.T, g *vnettest.Guest, port string) net.Conn {
 	t.Helper()
-	c, err := g.DialName(t.Context(), "tcp", "allowed.test:"+port)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, err := g.DialName(ctx, "tcp", "allowed.test:"+port)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	ping(t, c)
 	return c
 }
@@ -302,13 +307,17 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
-// One sandbox that opens connections as fast as it can does not keep another
-// from its own.
+// One sandbox that has as many connections as it may, and opens more as fast as
+// it can, does not keep another from its own.
 func TestFloodStaysAtHome(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(c *gateway.Config) { c.Limits.Flows = 16 })
+	const flows = 16
+	w := newWorld(t, func(c *gateway.Config) { c.Limits.Flows = flows })
 	w.upstream("7", echo)
 	bad, good := w.box("bad", allowing("allowed.test")), w.box("good", allowing("allowed.test"))
+	for range flows {
+		defer talk(t, bad, "7").Close()
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range 8 {
@@ -320,15 +329,12 @@ func TestFloodStaysAtHome(t *testing.T) {
 			}
 		})
 	}
-	start := time.Now()
+	defer wg.Wait()
+	defer cancel()
+	// How long it takes is the machine's business; none may be refused or starve.
 	for range 20 {
 		_ = talk(t, good, "7").Close()
 	}
-	if d := time.Since(start); d > 5*time.Second {
-		t.Errorf("20 connections took %v beside a flood", d)
-	}
-	cancel()
-	wg.Wait()
 }
 
 // BenchmarkDownload is an HTTP download by a guest through both stacks and the

@@ -140,6 +140,8 @@ UPDATE usage_runs SET
     sampled_at = $1, cpu_us = $2, memory_mib_ms = $3, memory_peak = $4,
     egress_in = $5, egress_out = $6
 WHERE sandbox_id = $7 AND kind = 'run' AND started_at = $8
+  -- What is written late must not take back what the end of the run has written.
+  AND sampled_at <= $1
 `
 
 type GrowRunParams struct {

@@ -688,7 +688,7 @@ type Sandbox struct {
 	PausedAt *time.Time `json:"pausedAt,omitempty"`
 	Provider string     `json:"provider,omitempty"`
 
-	// Reason Why it ended: killed, timeout, oom, crashed, engine_lost, orphaned, or an error text.
+	// Reason Why it ended: killed, timeout, oom, crashed, engine_lost, exited, budget, retention, or an error text.
 	Reason string `json:"reason,omitempty"`
 
 	// Resources In a request a zero or absent member means the template's default.

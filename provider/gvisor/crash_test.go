@@ -110,6 +110,15 @@ func TestLateExitOfAnotherBox(t *testing.T) {
 	}
 }
 
+// A create that waited for a new engine is not lost because that did not list
+// it yet.
+func TestSettleLeavesCreatesAlone(t *testing.T) {
+	p, _ := fresh(t)
+	if lost, err := p.SettleBeside(within(t), "waiting"); lost || err != nil {
+		t.Errorf("a box that is being created was taken for lost: %v, %v", lost, err)
+	}
+}
+
 func TestEngineKilled(t *testing.T) {
 	rootfs := providertest.BuildRootfs(t)
 	p, dir := fresh(t)

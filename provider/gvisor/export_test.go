@@ -53,3 +53,20 @@ func (b *Box) LateExit() {
 	m, _ := json.Marshal(b.meta)
 	b.p.onExit(wire.Box{ID: b.id, Meta: m, Exit: &wire.Exit{Reason: wire.ReasonDestroyed}})
 }
+
+// SettleBeside settles what an engine runs while a box waits to be created, and
+// reports whether that was taken for lost.
+func (p *Provider) SettleBeside(ctx context.Context, id string) (lost bool, err error) {
+	b := newBox(p, id, meta{})
+	if err := p.register(b); err != nil {
+		return false, err
+	}
+	defer p.forget(b)
+	p.settle(ctx)
+	select {
+	case <-b.done:
+		return true, nil
+	default:
+		return false, nil
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -90,8 +92,14 @@ func (p *Provider) reconnect(ctx context.Context) *engine.Client {
 	}
 }
 
-// settle ends every box of ours that the engine we now talk to does not run.
+// settle ends every box of ours that the engine we now talk to does not run. One
+// that is being created is its create's business: it may have waited for this
+// engine, and come to it after the listing.
 func (p *Provider) settle(ctx context.Context) {
+	p.mu.Lock()
+	ours := slices.Collect(maps.Values(p.boxes))
+	p.mu.Unlock()
+	ours = slices.DeleteFunc(ours, func(b *Box) bool { return b.network() == nil })
 	listed, err := p.list(ctx)
 	if err != nil {
 		p.log.Error("list boxes after reconnecting", slog.Any("error", err))
@@ -101,17 +109,13 @@ func (p *Provider) settle(ctx context.Context) {
 	for _, b := range listed {
 		states[b.ID] = b
 	}
-	p.mu.Lock()
-	var lost []*Box
-	for _, b := range p.boxes {
-		if s, ok := states[b.id]; !ok || s.State == wire.StateEnded {
-			lost = append(lost, b)
+	for _, b := range ours {
+		s, ok := states[b.id]
+		if ok && s.State != wire.StateEnded {
+			continue
 		}
-	}
-	p.mu.Unlock()
-	for _, b := range lost {
 		x := provider.Exit{Reason: provider.ReasonEngineLost, At: time.Now().UTC(), Detail: "the engine process died"}
-		if s, ok := states[b.id]; ok && s.Exit != nil {
+		if ok && s.Exit != nil {
 			x = exit(*s.Exit)
 		}
 		p.ended(b, x)

@@ -16,7 +16,9 @@ WHERE sandbox_id = @sandbox_id AND kind = @kind AND started_at = @started_at;
 UPDATE usage_runs SET
     sampled_at = @sampled_at, cpu_us = @cpu_us, memory_mib_ms = @memory_mib_ms, memory_peak = @memory_peak,
     egress_in = @egress_in, egress_out = @egress_out
-WHERE sandbox_id = @sandbox_id AND kind = 'run' AND started_at = @started_at;
+WHERE sandbox_id = @sandbox_id AND kind = 'run' AND started_at = @started_at
+  -- What is written late must not take back what the end of the run has written.
+  AND sampled_at <= @sampled_at;
 
 -- name: SandboxRuns :many
 SELECT * FROM usage_runs

@@ -169,8 +169,16 @@ func snapshotDeletion(t *testing.T, s *store.Store) {
 	if released := put(t, s, saved(snapA, "named", template.DefaultTag, 2)); len(released) != 0 {
 		t.Errorf("released %v, which is in use", released)
 	}
-	put(t, s, saved(snapA, "named", "v1", 3))
+	third := saved(snapA, "named", "v1", 3)
+	put(t, s, third)
 	wantArtifacts(t, s, "artifact1", "artifact2", "artifact3")
+	user := Sandbox()
+	user.Template, user.Build = snapA, third.Build.ID
+	insert(t, s, user)
+	if _, err := s.DeleteSnapshot(t.Context(), snapA, "v1", "test"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("DeleteSnapshot(one of several tags, in use) = %v, want failed precondition", err)
+	}
+	become(t, s, user.ID, sandbox.Failed)
 	// Another tag can go; the template cannot.
 	if released, err := s.DeleteSnapshot(t.Context(), snapA, "v1", "test"); err != nil || !slices.Equal(released, []snapshot.ID{"artifact3"}) {
 		t.Errorf("DeleteSnapshot(unused tag) = %v, %v", released, err)

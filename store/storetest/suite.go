@@ -50,6 +50,7 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"runs":                runs,
 		"runs end":            runsEnd,
 		"samples":             samples,
+		"late figures":        lateFigures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -173,6 +173,26 @@ func runsEnd(t *testing.T, s *store.Store) {
 	}
 }
 
+// lateFigures are those of a batch that was put together before a run ended, and
+// is written after it.
+func lateFigures(t *testing.T, s *store.Store) {
+	zero := now().Add(-time.Hour)
+	sb := insert(t, s, Sandbox())
+	change(t, s, sb.ID, sandbox.Running, zero, "")
+	figures := func(after time.Duration, cpu time.Duration) meter.Measured {
+		return meter.Measured{SandboxID: string(sb.ID), RunAt: zero, Figures: meter.Figures{SampledAt: zero.Add(after), CPU: cpu}}
+	}
+	for _, m := range []meter.Measured{figures(time.Minute, time.Second), figures(2*time.Minute, 5*time.Second), figures(time.Minute, time.Second)} {
+		if err := s.WriteMeasures(t.Context(), []meter.Measured{m}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run, err := s.OpenRun(t.Context(), string(sb.ID))
+	if err != nil || run.CPU != 5*time.Second || !run.SampledAt.Equal(zero.Add(2*time.Minute)) {
+		t.Errorf("after a late write the run has %s of CPU at %s (%v), want what was known last", run.CPU, run.SampledAt, err)
+	}
+}
+
 func samples(t *testing.T, s *store.Store) {
 	zero := now().Add(-time.Hour)
 	var all []meter.Sample

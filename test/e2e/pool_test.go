@@ -44,7 +44,7 @@ func TestWarmSandbox(t *testing.T) {
 		b := create(t, s, map[string]any{"envVars": map[string]string{"WHO": "me"}, "metadata": map[string]string{"k": "v"}})
 		// Itself, and otherwise the same as one that was not kept warm.
 		tell := func(on *testenv.Server, b testenv.Box) string {
-			r := sh(t, on, b, `hostname; echo $WHO $E2B_SANDBOX_ID; cat /run/e2b/.E2B_SANDBOX_ID; echo; env | sort; ls -lA ~ /tmp /run /var/log; getent hosts $(hostname); ulimit -a; ps -eo args`)
+			r := sh(t, on, b, `hostname; echo $WHO $E2B_SANDBOX_ID; cat /run/e2b/.E2B_SANDBOX_ID; echo; env | sort; ls -lA --time-style=+ ~ /tmp /run /var/log; getent hosts $(hostname); ulimit -a; ps -eo args`)
 			if !strings.HasPrefix(r.Stdout, b.ID+"\nme "+b.ID+"\n"+b.ID+"\n") || r.ExitCode != 0 {
 				t.Errorf("sandbox %s says %q %q", b.ID, r.Stdout, r.Stderr)
 			}
