@@ -145,6 +145,7 @@ func (m *Manager) save(ctx context.Context, e *entry, k snapshot.Kind, by, why s
 	}
 	if sb, err := m.deps.Store.Get(ctx, e.id); err == nil {
 		m.noteDormant(sb)
+		m.expectResume(ctx, sb)
 	}
 	m.forget(e)
 	took := time.Since(began)

@@ -158,8 +158,7 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		fmt.Errorf("sandbox did not resume within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
 	defer cancel()
 	id := r.entry.id
-	restorer, ok := m.deps.Provider.(provider.Restorer)
-	if !ok || m.deps.Vault == nil {
+	if _, ok := m.deps.Provider.(provider.Restorer); !ok || m.deps.Vault == nil {
 		return nil, fmt.Errorf("provider %s cannot resume: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
 	}
 	sb, err := m.deps.Store.Admit(ctx, id, m.cfg.MaxPerTeam, func(s *Sandbox) (audit.Event, error) {
@@ -195,7 +194,7 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	}
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
-	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	box, err := m.startBox(ctx, sb, spec, &r.artifact)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
 			"sandbox %q was paused by another version of the engine, whose memory this one cannot take up; it stays paused: resume it with that version", id).
