@@ -143,11 +143,33 @@ func (p *Pool) dismiss(s *shelf) {
 // parallel is how many boxes may be made now. The caller holds mu.
 func (p *Pool) parallel(now time.Time) int {
 	for _, s := range p.shelves {
-		if now.Before(s.rush.until) && len(s.boxes)+s.making+s.lent < s.rush.n {
+		if s.rushed(now) {
 			return max(p.o.Parallel, p.o.Most)
 		}
 	}
 	return p.o.Parallel
+}
+
+// rushed reports whether somebody is about to take more than there will be.
+func (s *shelf) rushed(now time.Time) bool {
+	return now.Before(s.rush.until) && len(s.boxes)+s.making < s.rush.n
+}
+
+// dropBooted makes room for a hot box, by ending the oldest booted one; false
+// when there is none. The caller is Run and holds mu.
+func (p *Pool) dropBooted() bool {
+	var oldest *shelf
+	for _, s := range p.shelves {
+		if s.key.Tier == Booted && len(s.boxes) > 0 && (oldest == nil || s.boxes[0].born.Before(oldest.boxes[0].born)) {
+			oldest = s
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	p.drop(oldest)
+	p.clear()
+	return !p.full()
 }
 
 // targetBooted is how many booted boxes a key should have. The caller holds mu.

@@ -102,10 +102,13 @@ func (p *Pool) reconcile(ctx context.Context) {
 		}
 	}
 	p.clear()
-	for p.making < p.parallel(now) && ctx.Err() == nil && !p.full() {
+	for p.making < p.parallel(now) && ctx.Err() == nil {
 		s := p.neediest(now)
 		if s == nil {
 			p.lacking = time.Time{}
+			return
+		}
+		if p.full() && (s.key.Tier != Hot || !p.dropBooted()) {
 			return
 		}
 		if p.lacking.IsZero() {
@@ -140,17 +143,26 @@ func (p *Pool) target(s *shelf, now time.Time) int {
 }
 
 // neediest is the shelf that lacks the largest share of its target; nil when
-// none lacks a box. The caller holds mu.
+// none lacks a box. What somebody is about to take comes first, and hot boxes,
+// which gain more, before booted ones. The caller holds mu.
 func (p *Pool) neediest(now time.Time) *shelf {
 	var worst *shelf
-	least := 1.0
+	least, first := 1.0, 0
 	for _, s := range p.shelves {
 		target := p.target(s, now)
 		if target == 0 || now.Before(s.retry) {
 			continue
 		}
-		if share := float64(len(s.boxes)+s.making+s.lent) / float64(target); share < least {
-			worst, least = s, share
+		rank := 1
+		switch {
+		case s.rushed(now):
+			rank = 3
+		case s.key.Tier == Hot:
+			rank = 2
+		}
+		share := float64(len(s.boxes)+s.making+s.lent) / float64(target)
+		if share < 1 && (rank > first || rank == first && share < least) {
+			worst, least, first = s, share, rank
 		}
 	}
 	return worst
