@@ -129,7 +129,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 			m.mu.Lock()
 			m.wakes(id)
 			m.mu.Unlock()
-			m.deleteArtifact(ctx, r.artifact.ID)
+			m.dropArtifact(ctx, r.artifact.ID)
 			took := time.Since(began)
 			m.log.InfoContext(ctx, "sandbox resumed", slog.String("sandbox", string(id)), slog.Duration("took", took))
 			if f := m.deps.Metrics.Resumed; f != nil {
@@ -185,6 +185,9 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		<-m.clearing
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+	if err := m.hasLeft(ctx, id); err != nil {
+		return nil, err
 	}
 
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
