@@ -292,6 +292,9 @@ func (m *Manager) unpause(ctx context.Context, sb Sandbox, box provider.Box) (Sa
 
 // killPaused ends a sandbox that has no box.
 func (m *Manager) killPaused(ctx context.Context, who identity.Principal, id ID, why string) error {
+	if err := m.hasLeft(ctx, id); err != nil {
+		return err
+	}
 	now := clock()
 	var a *snapshot.Artifact
 	_, err := m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
