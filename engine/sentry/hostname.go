@@ -3,6 +3,7 @@ package sentry
 import (
 	"errors"
 	"runtime"
+	"runtime/debug"
 
 	"gvisor.dev/gvisor/pkg/context"
 	"gvisor.dev/gvisor/pkg/fd"
@@ -20,6 +21,13 @@ import (
 const (
 	hostnameSink  = "caisson-hostname"
 	hostnameField = "hostname"
+)
+
+// gcUsual is how much garbage a sentry collects, in percent of what it keeps,
+// and gcWhileStarting the same from its claim until the agent is told who it is.
+const (
+	gcUsual         = 100
+	gcWhileStarting = 1000
 )
 
 // Hostname is the trace session that gives a created box its name before the
@@ -58,6 +66,8 @@ func newNamer(config map[string]any, _ *fd.FD) (seccheck.Sink, error) {
 	if !ok {
 		return nil, errors.New("no hostname")
 	}
+	// What happens next, decoding a saved kernel, makes hardly any garbage.
+	debug.SetGCPercent(gcWhileStarting)
 	return &namer{name: name}, nil
 }
 
@@ -74,6 +84,9 @@ func (n *namer) RawSyscall(ctx context.Context, _ seccheck.FieldSet, _ *pb.Sysca
 	k.RootUTSNamespace().RestoreSpecValues(n.name, "")
 	// Not here: this is called from among the sinks. One that comes too late
 	// finds nothing, or no other session.
-	go func() { _ = seccheck.Delete(seccheck.DefaultSessionName) }()
+	go func() {
+		debug.SetGCPercent(gcUsual)
+		_ = seccheck.Delete(seccheck.DefaultSessionName)
+	}()
 	return nil
 }
