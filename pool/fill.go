@@ -115,7 +115,12 @@ func (p *Pool) reconcile(ctx context.Context) {
 			p.lacking = now
 		}
 		// A shelf that is nearly empty does not wait.
-		enough := len(s.boxes) > 0 && 4*len(s.boxes) >= p.target(s, now) && !now.Before(s.rush.until)
+		enough := len(s.boxes) > 0 && 4*len(s.boxes) >= p.target(s, now)
+		if s.key.Tier == Booted {
+			// Without one a start takes little longer, and what has just been started
+			// is about to work.
+			enough = !s.rushed(now)
+		}
 		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < busyTime {
 			time.AfterFunc(wait, p.poke)
 			return

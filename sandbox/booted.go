@@ -15,6 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// bootedPatience is how long a start waits for a box that is being booted for the
+// pool.
+const bootedPatience = 2 * time.Second
+
 // keepForPaused is how long boxes are kept booted for a sandbox that was paused.
 const keepForPaused = time.Hour
 
@@ -85,6 +89,8 @@ func (m *Manager) takeBooted(ctx context.Context, k pool.Key, l pool.Label, from
 	if m.pool == nil || !ok || from != nil && !p.Takes(*from) {
 		return nil, false
 	}
+	ctx, cancel := context.WithTimeout(ctx, bootedPatience)
+	defer cancel()
 	box, ok := m.pool.TakeBooted(ctx, k, l)
 	if !ok {
 		return nil, false

@@ -179,6 +179,10 @@ func (c *conn) track(b *box, m wire.Message) {
 		if r, err := decode[wire.Launch](m); err == nil {
 			delete(c.unstarted, r.Box())
 		}
+	case m.Op == wire.OpKill:
+		if r, err := decode[wire.ByID](m); err == nil {
+			delete(c.unstarted, r.ID)
+		}
 	}
 }
 

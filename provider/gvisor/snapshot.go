@@ -131,7 +131,14 @@ func createAll(dir string, names []string) ([]*os.File, error) {
 // Restore implements provider.Restorer. The box keeps process limit, disk size
 // and CPU count of the one that was saved; its root filesystem must be the same
 // file. errdefs.ErrFailedPrecondition when the artifact does not fit.
-func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.Artifact, v snapshot.Vault) (provider.Box, error) {
+func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.Artifact, v snapshot.Vault) (_ provider.Box, err error) {
+	defer func() {
+		if err != nil && spec.Prebooted != nil { // used up, also by what is refused here
+			clean, cancel := cleanupContext(ctx)
+			defer cancel()
+			err = errors.Join(err, spec.Prebooted.Destroy(clean))
+		}
+	}()
 	if a.RootfsDigest != spec.Rootfs.Digest {
 		return nil, fmt.Errorf("restore: the snapshot lies on image %s, not %s: %w",
 			a.RootfsDigest, spec.Rootfs.Digest, errdefs.ErrFailedPrecondition)

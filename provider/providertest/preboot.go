@@ -148,7 +148,12 @@ func (s *suite) prebootedRestore(t *testing.T) {
 		}
 		b = clone // the next one is a copy of the copy
 	}
-	a := snapshot.Artifact{Kind: snapshot.Memory, ABI: "engine of last year", RootfsDigest: s.o.Rootfs.Digest}
+	a := snapshot.Artifact{ID: "none", Kind: snapshot.Memory, ABI: "engine of last year", RootfsDigest: s.o.Rootfs.Digest}
+	spec := s.spec()
+	spec.Prebooted = s.preboot(t, p, provider.Resources{})
+	if _, err := p.(provider.Restorer).Restore(step(t), spec, a, v); err == nil || has(t, p, spec.Prebooted.Handle()) {
+		t.Errorf("Restore(another ABI) = %v, and the prebooted box is there still: %v", err, has(t, p, spec.Prebooted.Handle()))
+	}
 	if p.(provider.Prebooter).Takes(a) {
 		t.Error("Takes(another ABI) = true")
 	}
