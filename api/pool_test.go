@@ -59,6 +59,8 @@ func TestPoolStatus(t *testing.T) {
 				},
 				{Key: pool.Key{Build: theirs}, Template: "mine", Hot: 1, Bytes: 1 << 40},
 				{Key: pool.Key{Build: before, Resources: res}, Misses: 1},
+				{Key: pool.Key{Tier: pool.Booted, Image: "sha256:1", Resources: res}, For: current, Target: 2, Hot: 2, Bytes: 24 << 20},
+				{Key: pool.Key{Tier: pool.Booted, Image: "sha256:2", Resources: res}, For: "unknown", Hot: 1, Bytes: 1 << 40},
 				{Key: pool.Key{Build: "unknown"}, Hot: 1, Bytes: 1 << 40},
 			}
 		},
@@ -72,14 +74,18 @@ func TestPoolStatus(t *testing.T) {
 
 	wire := nativeapi.Resources{MemoryMiB: 512, Cpus: 2, DiskMiB: 1024, Processes: 64}
 	now := nativeapi.Pool{
-		Template: string(base.ID), TemplateName: "base", BuildID: current, Resources: wire, Target: 4, Hot: 3, Making: 1,
+		Template: string(base.ID), TemplateName: "base", BuildID: current, Tier: nativeapi.Hot, Resources: wire, Target: 4, Hot: 3, Making: 1,
 		OldestSeconds: 90, MemoryBytes: 36 << 20, Hits: 9, Misses: 1, Made: 13, Failed: 2, LastFillMs: 140,
 		Problem: "no room in /var/lib/host",
 	}
-	old := nativeapi.Pool{Template: string(base.ID), TemplateName: "base", BuildID: before, Resources: wire, Misses: 1}
+	booted := nativeapi.Pool{
+		Template: string(base.ID), TemplateName: "base", BuildID: current, Tier: nativeapi.Prebooted, Resources: wire,
+		Target: 2, Hot: 2, MemoryBytes: 24 << 20,
+	}
+	old := nativeapi.Pool{Template: string(base.ID), TemplateName: "base", BuildID: before, Tier: nativeapi.Hot, Resources: wire, Misses: 1}
 	want := nativeapi.PoolStatus{
-		Enabled: true, HitRate: new(0.75), MemoryBytes: 36 << 20, MemoryLimitBytes: 1 << 30,
-		Pools: []nativeapi.Pool{now, old}, MissingTemplates: []string{"a b", "bsae", "mine"},
+		Enabled: true, HitRate: new(0.75), MemoryBytes: 60 << 20, MemoryLimitBytes: 1 << 30,
+		Pools: []nativeapi.Pool{now, old, booted}, MissingTemplates: []string{"a b", "bsae", "mine"},
 	}
 	if diff := cmp.Diff(want, s.pool(t, s.key)); diff != "" {
 		t.Errorf("pool of team %s (-want +got):\n%s", identity.DefaultTeam, diff)
@@ -87,8 +93,8 @@ func TestPoolStatus(t *testing.T) {
 
 	// Another team sees its own, and of the host nothing that is not its business.
 	now.Problem = "the server's log and the keys of team default tell why"
-	own := nativeapi.Pool{Template: string(mine.ID), TemplateName: "mine", BuildID: theirs, Hot: 1, MemoryBytes: 1 << 40}
-	want.Pools, want.MissingTemplates, want.MemoryBytes = []nativeapi.Pool{now, own, old}, nil, 36<<20+1<<40
+	own := nativeapi.Pool{Template: string(mine.ID), TemplateName: "mine", BuildID: theirs, Tier: nativeapi.Hot, Hot: 1, MemoryBytes: 1 << 40}
+	want.Pools, want.MissingTemplates, want.MemoryBytes = []nativeapi.Pool{now, own, old, booted}, nil, 60<<20+1<<40
 	if diff := cmp.Diff(want, s.pool(t, s.other)); diff != "" {
 		t.Errorf("pool of another team (-want +got):\n%s", diff)
 	}

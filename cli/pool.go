@@ -30,10 +30,13 @@ func (s *session) poolStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Show what is kept warm, how often that served a create, and why not",
 		Long: `Show what is kept warm, how often that served a create, and why not: one line for each template build
-and size of sandbox. What to keep is set on the server: pool.templates, pool.demand, pool.memory_mib.
+and size of sandbox. What to keep is set on the server: pool.templates, pool.demand, pool.prebooted,
+pool.memory_mib.
 
-TARGET is how many there should be now, HOT how many are ready, MAKING how many are being started, OLDEST the age
-of the oldest, HIT% the share of creates that got a warm one, FILL how long it took to start the last one.`,
+TIER is hot for sandboxes that run and answer, which creates become, and prebooted for those that have nothing in
+them yet, for resumes, forks, snapshots and creates that find no hot one.
+TARGET is how many there should be now, READY how many are ready, MAKING how many are being started, OLDEST the age
+of the oldest, HIT% the share of those who asked that got one, FILL how long it took to start the last one.`,
 		Example: `caisson pool status
 caisson pool status --watch
 caisson pool status --json | jq '.pools[] | {templateName, hot, target}'`,
@@ -106,7 +109,7 @@ func (s *session) showPool(st client.PoolStatus) error {
 		for _, p := range st.Pools {
 			rows = append(rows, poolRow(p))
 		}
-		if err := s.table([]string{"TEMPLATE", "BUILD", "MEM", "CPU", "TARGET", "HOT", "MAKING", "OLDEST", "HIT%", "FILL", "PROBLEM"}, rows); err != nil {
+		if err := s.table([]string{"TEMPLATE", "BUILD", "MEM", "CPU", "TIER", "TARGET", "READY", "MAKING", "OLDEST", "HIT%", "FILL", "PROBLEM"}, rows); err != nil {
 			return err
 		}
 		s.say("%s\n", poolTotals(st))
@@ -139,7 +142,7 @@ func poolRow(p client.Pool) []string {
 	}
 	build, _, _ := strings.Cut(p.BuildID, "-") // enough to tell builds apart; --json has it all
 	return []string{
-		name, build, bytesText(p.Resources.MemoryMiB << 20), strconv.Itoa(p.Resources.CPUs),
+		name, build, bytesText(p.Resources.MemoryMiB << 20), strconv.Itoa(p.Resources.CPUs), p.Tier,
 		strconv.Itoa(p.Target), strconv.Itoa(p.Hot), strconv.Itoa(p.Making),
 		oldest, hitText(p.Hits, p.Hits+p.Misses), fill, p.Problem,
 	}

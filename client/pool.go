@@ -25,10 +25,13 @@ type PoolStatus struct {
 // Pool is the warm sandboxes of one template build with the same resources. Its
 // counts begin with it.
 type Pool struct {
-	Template     string    `json:"template"`
-	TemplateName string    `json:"templateName,omitempty"`
-	BuildID      string    `json:"buildID"`
-	Resources    Resources `json:"resources"`
+	Template     string `json:"template"`
+	TemplateName string `json:"templateName,omitempty"`
+	BuildID      string `json:"buildID"`
+	// Tier is "hot" for sandboxes that run and answer, "prebooted" for those that
+	// have nothing in them yet and serve every build on the same image.
+	Tier      string    `json:"tier"`
+	Resources Resources `json:"resources"`
 	// Target is how many there should be now, Hot how many are ready, Making how
 	// many are being started.
 	Target int `json:"target"`

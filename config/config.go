@@ -95,6 +95,7 @@ type Template struct {
 type Pool struct {
 	Templates map[string]string `key:"templates" doc:"Warm sandboxes by template, as the team default names it: a number, or with windows, as in base: \"2; mon-fri 08:00-18:00 Europe/Berlin 16\". {} keeps none by plan."`
 	Demand    int               `key:"demand" doc:"Most warm sandboxes of one template and size that are kept, where pool.templates says fewer, because as many were created within some ten seconds of the last five minutes; 0 turns that off."`
+	Prebooted int               `key:"prebooted" doc:"Sandboxes without anything in them, for resumes, forks, snapshots and creates that find no warm one: so many are kept of each template of pool.templates, and of each image and size that was used in the last minutes; 0 turns that off."`
 	MemoryMiB MiB               `key:"memory_mib" doc:"Memory of all warm sandboxes together; 0 means a quarter of the host's."`
 	Parallel  int               `key:"parallel" doc:"Warm sandboxes that are started at a time."`
 }
@@ -152,7 +153,7 @@ func Defaults(env Environ) Config {
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
 		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
-		Pool:      Pool{Templates: map[string]string{"base": "2"}, Demand: 16, Parallel: 1},
+		Pool:      Pool{Templates: map[string]string{"base": "2"}, Demand: 16, Prebooted: 2, Parallel: 1},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
 		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, Idempotency: 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, Metrics: 7 * 24 * time.Hour, Usage: 400 * 24 * time.Hour, EgressMax: 10000},
 		Metrics:   Metrics{Interval: 5 * time.Second},

@@ -77,7 +77,7 @@ log: {level: debug}
 func TestPoolLayers(t *testing.T) {
 	t.Parallel()
 	type plans = map[string]string
-	const full = "pool:\n  templates: {base: 4, 'team/mine:default': '1; mon-fri 08:00-18:00 Europe/Berlin 16'}\n  demand: 0\n  memory_mib: 2GiB\n  parallel: 3\n"
+	const full = "pool:\n  templates: {base: 4, 'team/mine:default': '1; mon-fri 08:00-18:00 Europe/Berlin 16'}\n  demand: 0\n  prebooted: 4\n  memory_mib: 2GiB\n  parallel: 3\n"
 	off := map[string]config.Flag{"pool.templates": {Name: "--set pool.templates"}, "pool.demand": {Name: "--set pool.demand", Value: "0"}}
 	for name, tt := range map[string]struct {
 		file  string
@@ -85,13 +85,13 @@ func TestPoolLayers(t *testing.T) {
 		flags map[string]config.Flag
 		want  config.Pool
 	}{
-		"default":          {want: config.Pool{Templates: plans{"base": "2"}, Demand: 16, Parallel: 1}},
-		"file":             {file: full, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, MemoryMiB: 2048, Parallel: 3}},
-		"file, none":       {file: "pool: {templates: {}, demand: 0}\n", want: config.Pool{Templates: plans{}, Parallel: 1}},
-		"variables":        {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES=base=1; sat-sun 10:00-02:00 UTC 2, mine=3", "CAISSON_POOL_DEMAND=5", "CAISSON_POOL_MEMORY_MIB=512", "CAISSON_POOL_PARALLEL=2"}, want: config.Pool{Templates: plans{"base": "1; sat-sun 10:00-02:00 UTC 2", "mine": "3"}, Demand: 5, MemoryMiB: 512, Parallel: 2}},
-		"variables, none":  {env: config.Environ{"CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0"}, want: config.Pool{Templates: plans{"base": "0"}, Parallel: 1}},
-		"empty is not set": {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES="}, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, MemoryMiB: 2048, Parallel: 3}},
-		"flags, none":      {file: full, env: config.Environ{"CAISSON_POOL_DEMAND=5"}, flags: off, want: config.Pool{Templates: plans{}, MemoryMiB: 2048, Parallel: 3}},
+		"default":          {want: config.Pool{Templates: plans{"base": "2"}, Demand: 16, Prebooted: 2, Parallel: 1}},
+		"file":             {file: full, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, Prebooted: 4, MemoryMiB: 2048, Parallel: 3}},
+		"file, none":       {file: "pool: {templates: {}, demand: 0}\n", want: config.Pool{Templates: plans{}, Prebooted: 2, Parallel: 1}},
+		"variables":        {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES=base=1; sat-sun 10:00-02:00 UTC 2, mine=3", "CAISSON_POOL_DEMAND=5", "CAISSON_POOL_PREBOOTED=1", "CAISSON_POOL_MEMORY_MIB=512", "CAISSON_POOL_PARALLEL=2"}, want: config.Pool{Templates: plans{"base": "1; sat-sun 10:00-02:00 UTC 2", "mine": "3"}, Demand: 5, Prebooted: 1, MemoryMiB: 512, Parallel: 2}},
+		"variables, none":  {env: config.Environ{"CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0"}, want: config.Pool{Templates: plans{"base": "0"}, Prebooted: 2, Parallel: 1}},
+		"empty is not set": {file: full, env: config.Environ{"CAISSON_POOL_TEMPLATES="}, want: config.Pool{Templates: plans{"base": "4", "team/mine:default": "1; mon-fri 08:00-18:00 Europe/Berlin 16"}, Prebooted: 4, MemoryMiB: 2048, Parallel: 3}},
+		"flags, none":      {file: full, env: config.Environ{"CAISSON_POOL_DEMAND=5"}, flags: off, want: config.Pool{Templates: plans{}, Prebooted: 4, MemoryMiB: 2048, Parallel: 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -148,6 +148,7 @@ func TestLoadErrors(t *testing.T) {
 		"key retention":   {file: "retention: {idempotency: 30s}\n", want: []string{"retention.idempotency: 30s is below 1m"}},
 		"pool demand":     {file: "pool: {demand: 10001}\n", want: []string{"pool.demand: 10001 is not from 0 to 10000"}},
 		"pool less":       {env: config.Environ{"CAISSON_POOL_DEMAND=-1"}, want: []string{"pool.demand", "0 or more"}},
+		"pool prebooted":  {file: "pool: {prebooted: 10001}\n", want: []string{"pool.prebooted: 10001 is not from 0 to 10000"}},
 		"pool memory":     {file: "pool: {memory_mib: much}\n", want: []string{"pool.memory_mib", "not a size"}},
 		"pool parallel":   {file: "pool: {parallel: 0}\n", want: []string{"pool.parallel: 0 is not from 1 to 64"}},
 		"pool typo":       {file: "pool: {template: {base: 4}}\n", want: []string{`did you mean "pool.templates"?`}},

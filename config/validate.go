@@ -231,6 +231,9 @@ func (c *check) pool(p Pool) {
 	if p.Demand < 0 || p.Demand > pool.MaxHot {
 		c.fail("pool.demand", "%d is not from 0 to %d", p.Demand, pool.MaxHot)
 	}
+	if p.Prebooted < 0 || p.Prebooted > pool.MaxHot {
+		c.fail("pool.prebooted", "%d is not from 0 to %d", p.Prebooted, pool.MaxHot)
+	}
 	if p.MemoryMiB < 0 {
 		c.fail("pool.memory_mib", "must not be negative")
 	}

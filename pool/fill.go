@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -20,8 +21,8 @@ const (
 )
 
 // SetPlan replaces what is kept whatever the demand. Boxes of other keys go when
-// nobody has asked for them lately. names are the templates' names.
-func (p *Pool) SetPlan(plans map[Key]Plan, names map[Key]string) {
+// nobody has asked for them lately. Labels say for what.
+func (p *Pool) SetPlan(plans map[Key]Plan, labels map[Key]Label) {
 	p.mu.Lock()
 	for k, s := range p.shelves {
 		if _, ok := plans[k]; !ok {
@@ -29,12 +30,8 @@ func (p *Pool) SetPlan(plans map[Key]Plan, names map[Key]string) {
 		}
 	}
 	for k, plan := range plans {
-		s := p.shelves[k]
-		if s == nil {
-			s = &shelf{key: k}
-			p.shelves[k] = s
-		}
-		s.plan, s.name = plan, names[k]
+		s := p.shelf(k)
+		s.plan, s.name, s.build = plan, labels[k].Template, labels[k].Build
 	}
 	p.mu.Unlock()
 	p.poke()
@@ -102,15 +99,18 @@ func (p *Pool) reconcile(ctx context.Context) {
 				p.renew(ctx, it, now)
 			}
 		}
-		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.lent == 0 && s.demand.idle(now) {
+		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.lent == 0 && s.demand.idle(now) && len(s.waiters) == 0 {
 			delete(p.shelves, k)
 		}
 	}
 	p.clear()
-	for p.making < p.o.Parallel && ctx.Err() == nil && !p.full() {
+	for p.making < p.parallel(now) && ctx.Err() == nil {
 		s := p.neediest(now)
 		if s == nil {
 			p.lacking = time.Time{}
+			return
+		}
+		if p.full() && (s.key.Tier != Hot || !p.dropBooted()) {
 			return
 		}
 		if p.lacking.IsZero() {
@@ -118,6 +118,11 @@ func (p *Pool) reconcile(ctx context.Context) {
 		}
 		// A shelf that is nearly empty does not wait.
 		enough := len(s.boxes) > 0 && 4*len(s.boxes) >= p.target(s, now)
+		if s.key.Tier == Booted {
+			// Without one a start takes little longer, and what has just been started
+			// is about to work.
+			enough = !s.rushed(now)
+		}
 		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < busyTime {
 			time.AfterFunc(wait, p.poke)
 			return
@@ -138,21 +143,33 @@ func (p *Pool) full() bool {
 
 // target is how many boxes a key should have. The caller holds mu.
 func (p *Pool) target(s *shelf, now time.Time) int {
+	if s.key.Tier == Booted {
+		return p.targetBooted(s, now)
+	}
 	return max(s.plan.At(now), min(s.demand.peak(now), p.o.MaxDemand))
 }
 
 // neediest is the shelf that lacks the largest share of its target; nil when
-// none lacks a box. The caller holds mu.
+// none lacks a box. What somebody is about to take comes first, and hot boxes,
+// which gain more, before booted ones. The caller holds mu.
 func (p *Pool) neediest(now time.Time) *shelf {
 	var worst *shelf
-	least := 1.0
+	least, first := 1.0, 0
 	for _, s := range p.shelves {
 		target := p.target(s, now)
 		if target == 0 || now.Before(s.retry) {
 			continue
 		}
-		if share := float64(len(s.boxes)+s.making+s.lent) / float64(target); share < least {
-			worst, least = s, share
+		rank := 1
+		switch {
+		case s.rushed(now):
+			rank = 3
+		case s.key.Tier == Hot:
+			rank = 2
+		}
+		share := float64(len(s.boxes)+s.making+s.lent) / float64(target)
+		if share < 1 && (rank > first || rank == first && share < least) {
+			worst, least, first = s, share, rank
 		}
 	}
 	return worst
@@ -194,10 +211,14 @@ func (p *Pool) make(ctx context.Context, s *shelf, id string) {
 	began := time.Now()
 	mctx, cancel := context.WithTimeout(ctx, makeLimit)
 	defer cancel()
-	box, err := p.o.Make(mctx, s.key, id)
+	p.mu.Lock()
+	k := s.key
+	k.Build = cmp.Or(k.Build, s.build)
+	p.mu.Unlock()
+	box, err := p.o.Make(mctx, k, id)
 	took := time.Since(began)
 	if f := p.o.Metrics.Made; f != nil && ctx.Err() == nil {
-		f(took, err)
+		f(k.Tier, took, err)
 	}
 	var bytes int64
 	if err == nil {
@@ -209,6 +230,7 @@ func (p *Pool) make(ctx context.Context, s *shelf, id string) {
 	defer p.mu.Unlock()
 	s.making--
 	p.making--
+	defer p.dismiss(s)
 	if err != nil {
 		delete(p.own, id)
 		if ctx.Err() != nil {
@@ -226,6 +248,9 @@ func (p *Pool) make(ctx context.Context, s *shelf, id string) {
 	s.madeIn, s.problem, s.backoff, s.retry = took, "", 0, time.Time{}
 	if ctx.Err() != nil || p.shelves[s.key] != s {
 		p.garbage = append(p.garbage, box)
+		return
+	}
+	if p.give(s, box) {
 		return
 	}
 	p.put(s, &item{box: box, born: began, bytes: max(bytes, LeastBytes), leased: began.Add(p.o.Lease)})

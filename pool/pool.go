@@ -1,6 +1,7 @@
-// Package pool keeps warm boxes: their agents answer and they have no identity.
-// A create that takes one waits for nothing but its own binding. What was taken
-// never comes back, except untouched.
+// Package pool keeps warm boxes, in two tiers. Of the hot ones the agents answer
+// and they have no identity: a create that takes one waits for nothing but its
+// own binding. The booted ones have nothing in them yet. What was taken never
+// comes back, except untouched.
 package pool
 
 import (
@@ -33,25 +34,51 @@ const LeastBytes = 12 << 20
 // Key tells the kinds of boxes apart: what of a box is fixed before it has an
 // identity. Boxes of one key are interchangeable.
 type Key struct {
-	// Build is the template build.
+	Tier Tier `json:"tier,omitempty"`
+	// Build is the template build of hot boxes, and empty in the key of booted
+	// ones, for which only the digest of the image counts.
 	Build     string             `json:"build"`
+	Image     string             `json:"image,omitempty"`
 	Resources provider.Resources `json:"resources"`
+}
+
+// Label says for whom boxes of a key are kept.
+type Label struct {
+	// Template is its name, for people.
+	Template string
+	// Build is the template build that is meant.
+	Build string
+}
+
+// Box is what is kept: a provider.Box in the hot tier, a provider.Prebooted in
+// the other.
+type Box interface {
+	Handle() provider.Handle
+	Stats(ctx context.Context) (provider.Stats, error)
+	Wait(ctx context.Context) (provider.Exit, error)
+	Destroy(ctx context.Context) error
 }
 
 // Options make a Pool.
 type Options struct {
-	// Make makes a box under an id; it runs and its agent answers, behind a
-	// network that leads nowhere. On an error nothing of it is left.
-	Make func(ctx context.Context, k Key, id string) (provider.Box, error)
+	// Make makes a box under an id, as its tier has it: a hot one runs and its agent
+	// answers, behind a network that leads nowhere. On an error nothing of it is
+	// left.
+	Make func(ctx context.Context, k Key, id string) (Box, error)
 	// NewID returns an id that was never used.
 	NewID func() string
 	// MaxDemand is the most boxes of one key that are kept because they were
 	// asked for lately, beyond its plan; 0 turns that off.
 	MaxDemand int
+	// Booted is how many boxes of a key are kept booted that was used lately; 0
+	// turns that tier off.
+	Booted int
 	// MaxBytes bounds the memory of all warm boxes together; 0 means no limit.
 	MaxBytes int64
 	// Parallel is how many boxes are made at a time. Default 1.
 	Parallel int
+	// Most is how many are made at a time when somebody waits. Default Parallel.
+	Most int
 	// MaxAge is when an idle box is replaced by a fresh one. Default 1 h.
 	MaxAge time.Duration
 	// Lease is how long boxes outlive a server that has died. Default 10 min.
@@ -63,9 +90,9 @@ type Options struct {
 
 // Metrics are called as things happen, where set. They must not block.
 type Metrics struct {
-	Taken  func(hit bool)
-	Made   func(took time.Duration, err error)
-	Change func(hot int)
+	Taken  func(t Tier, hit bool)
+	Made   func(t Tier, took time.Duration, err error)
+	Change func(t Tier, n int)
 }
 
 // Pool keeps boxes of every key at its target. Methods are safe for concurrent
@@ -90,18 +117,23 @@ type Pool struct {
 	// the first box was lacking.
 	quiet, lacking time.Time
 	// garbage waits for Run to destroy it.
-	garbage []provider.Box
+	garbage []Box
 }
 
 // shelf holds the boxes of one key.
 type shelf struct {
 	key    Key
 	name   string // of the template, for people; the last one seen
+	build  string // the same of booted boxes, whose key has none
 	plan   Plan
-	demand demand
+	demand demand // of hot boxes; wanted and rush are of booted ones
+	wanted wanted
+	rush   wanted
 	boxes  []*item // oldest first
-	making int
-	lent   int // taken and neither settled nor returned
+	// waiters wait for boxes that are being made, of which there are as many.
+	waiters []chan Box
+	making  int
+	lent    int // taken and neither settled nor returned
 
 	hits, misses, made, failed int64
 	madeIn                     time.Duration // of the last box made
@@ -112,7 +144,7 @@ type shelf struct {
 
 // item is one warm box.
 type item struct {
-	box    provider.Box
+	box    Box
 	born   time.Time
 	bytes  int64
 	leased time.Time // the box's deadline
@@ -143,7 +175,7 @@ func New(o Options) (*Pool, error) {
 // name is that of the template. The caller calls Settle when it answers for the
 // box, or Return. A box that has died is not there any more; whether one answers
 // shows when it gets its identity.
-func (p *Pool) Take(k Key, name string) (provider.Box, bool) {
+func (p *Pool) Take(k Key, name string) (Box, bool) {
 	it := p.pop(k, name)
 	p.taken(k, it != nil)
 	if it == nil {
@@ -164,7 +196,7 @@ func (p *Pool) taken(k Key, hit bool) {
 	}
 	p.mu.Unlock()
 	if f := p.o.Metrics.Taken; f != nil {
-		f(hit)
+		f(k.Tier, hit)
 	}
 }
 
@@ -175,11 +207,7 @@ func (p *Pool) pop(k Key, name string) *item {
 	if p.ended {
 		return nil
 	}
-	s := p.shelves[k]
-	if s == nil {
-		s = &shelf{key: k}
-		p.shelves[k] = s
-	}
+	s := p.shelf(k)
 	s.name = name
 	s.demand.note(time.Now())
 	i := slices.IndexFunc(s.boxes, func(it *item) bool { return !it.renewing })
@@ -192,6 +220,16 @@ func (p *Pool) pop(k Key, name string) *item {
 	return it
 }
 
+// shelf finds the shelf of a key, or makes it. The caller holds mu.
+func (p *Pool) shelf(k Key) *shelf {
+	s := p.shelves[k]
+	if s == nil {
+		s = &shelf{key: k}
+		p.shelves[k] = s
+	}
+	return s
+}
+
 // remove takes a box from its shelf; it stays the pool's own. The caller holds
 // mu.
 func (p *Pool) remove(s *shelf, it *item) bool {
@@ -202,25 +240,27 @@ func (p *Pool) remove(s *shelf, it *item) bool {
 	it.stop()
 	s.boxes = slices.Delete(s.boxes, i, i+1)
 	p.bytes -= it.bytes
-	p.tell()
+	p.tell(s.key.Tier)
 	return true
 }
 
-// tell reports the number of warm boxes. The caller holds mu.
-func (p *Pool) tell() {
+// tell reports the number of warm boxes of a tier. The caller holds mu.
+func (p *Pool) tell(t Tier) {
 	if p.o.Metrics.Change == nil {
 		return
 	}
 	n := 0
 	for _, s := range p.shelves {
-		n += len(s.boxes)
+		if s.key.Tier == t {
+			n += len(s.boxes)
+		}
 	}
-	p.o.Metrics.Change(n)
+	p.o.Metrics.Change(t, n)
 }
 
 // Settle says that the caller answers for a box that it took. Only then another
 // is made in its place.
-func (p *Pool) Settle(k Key, box provider.Box) {
+func (p *Pool) Settle(k Key, box Box) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.own, box.Handle().ID)
@@ -233,7 +273,7 @@ func (p *Pool) Settle(k Key, box provider.Box) {
 
 // Return takes a box back that was taken and not touched: nothing of an identity
 // has reached it.
-func (p *Pool) Return(k Key, box provider.Box) {
+func (p *Pool) Return(k Key, box Box) {
 	p.mu.Lock()
 	s := p.shelves[k]
 	if s != nil {
@@ -258,7 +298,7 @@ func (p *Pool) put(s *shelf, it *item) {
 	s.boxes = append(s.boxes, it)
 	p.bytes += it.bytes
 	p.own[it.box.Handle().ID] = true
-	p.tell()
+	p.tell(s.key.Tier)
 	p.watches.Go(func() { p.watch(ctx, s, it) })
 }
 
@@ -271,7 +311,7 @@ func (p *Pool) Owns(id string) bool {
 
 // discard gets a box of the pool's own destroyed: by Run, or here when Run has
 // ended.
-func (p *Pool) discard(box provider.Box) {
+func (p *Pool) discard(box Box) {
 	p.mu.Lock()
 	if !p.ended {
 		p.garbage = append(p.garbage, box)
@@ -283,7 +323,7 @@ func (p *Pool) discard(box provider.Box) {
 	p.destroy(box)
 }
 
-func (p *Pool) destroy(box provider.Box) {
+func (p *Pool) destroy(box Box) {
 	ctx, cancel := context.WithTimeout(context.Background(), destroyLimit)
 	defer cancel()
 	if err := box.Destroy(ctx); err != nil {
@@ -307,10 +347,13 @@ func (p *Pool) poke() {
 type Status struct {
 	Key
 
+	// For is the key's build, or the last one for which booted boxes were wanted.
+	For string `json:"for"`
 	// Template is the name that the last create used, or the plan's.
 	Template string `json:"template,omitempty"`
 	// Target is how many boxes it should have now: by plan, or by demand.
 	Target int `json:"target"`
+	// Hot is how many are ready, in either tier.
 	Hot    int `json:"hot"`
 	Making int `json:"making"`
 	// Oldest is the age of the oldest box.
@@ -327,7 +370,7 @@ type Status struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// Status lists the keys, those with the most boxes first.
+// Status lists the keys, hot ones and those with the most boxes first.
 func (p *Pool) Status() []Status {
 	now := time.Now()
 	p.mu.Lock()
@@ -336,6 +379,7 @@ func (p *Pool) Status() []Status {
 	for _, s := range p.shelves {
 		st := Status{
 			Key: s.key, Template: s.name, Target: p.target(s, now), Hot: len(s.boxes), Making: s.making,
+			For:  cmp.Or(s.key.Build, s.build),
 			Hits: s.hits, Misses: s.misses, Made: s.made, Failed: s.failed, MadeIn: s.madeIn, Problem: s.problem,
 		}
 		for _, it := range s.boxes {
@@ -348,7 +392,7 @@ func (p *Pool) Status() []Status {
 		out = append(out, st)
 	}
 	slices.SortFunc(out, func(a, b Status) int {
-		return cmp.Or(cmp.Compare(b.Hot, a.Hot), cmp.Compare(a.Template, b.Template), cmp.Compare(a.Build, b.Build))
+		return cmp.Or(cmp.Compare(a.Tier, b.Tier), cmp.Compare(b.Hot, a.Hot), cmp.Compare(a.Template, b.Template), cmp.Compare(a.Build, b.Build))
 	})
 	return out
 }

@@ -39,7 +39,7 @@ type box struct {
 	until time.Time
 }
 
-func (h *host) make(ctx context.Context, k pool.Key, id string) (provider.Box, error) {
+func (h *host) make(ctx context.Context, k pool.Key, id string) (pool.Box, error) {
 	h.mu.Lock()
 	h.now++
 	h.most = max(h.most, h.now)
@@ -145,7 +145,7 @@ func TestKeepsPlan(t *testing.T) {
 	t.Parallel()
 	h := &host{slow: 100 * time.Millisecond}
 	start(t, h, pool.Options{}, func(p *pool.Pool) {
-		p.SetPlan(plan(small, 3), map[pool.Key]string{small: "base"})
+		p.SetPlan(plan(small, 3), map[pool.Key]pool.Label{small: {Template: "base"}})
 		time.Sleep(time.Second)
 		if got := hot(p, small); got != 3 {
 			t.Fatalf("hot = %d, want 3", got)
@@ -212,7 +212,7 @@ func TestOwns(t *testing.T) {
 func TestReturn(t *testing.T) {
 	t.Parallel()
 	h := &host{}
-	var b provider.Box
+	var b pool.Box
 	start(t, h, pool.Options{}, func(p *pool.Pool) {
 		p.SetPlan(plan(small, 1), nil)
 		synctest.Wait()
@@ -301,7 +301,7 @@ func TestFailuresBackOff(t *testing.T) {
 	t.Parallel()
 	h := &host{fails: errors.New("no room")}
 	var attempts []time.Time
-	o := pool.Options{Metrics: pool.Metrics{Made: func(_ time.Duration, err error) {
+	o := pool.Options{Metrics: pool.Metrics{Made: func(_ pool.Tier, _ time.Duration, err error) {
 		if err == nil {
 			t.Error("a box was made")
 		}

@@ -93,6 +93,36 @@ type Destroyer interface {
 	Destroy(ctx context.Context, h Handle) error
 }
 
+// Prebooter is a Provider that can boot boxes ahead of what they are for, which
+// is the slower half of starting one.
+type Prebooter interface {
+	// Preboot boots a box of which nothing of the guest has run. It ends with this
+	// process, or before.
+	Preboot(ctx context.Context, spec PrebootSpec) (Prebooted, error)
+	// Takes reports whether a prebooted box can be started from an artifact, if
+	// image and resources are the same.
+	Takes(a snapshot.Artifact) bool
+}
+
+// PrebootSpec is what is fixed when a box is booted.
+type PrebootSpec struct {
+	// ID is [a-z0-9]+ and unique; no sandbox ever has it.
+	ID        string
+	Rootfs    image.Rootfs
+	Resources Resources
+}
+
+// Prebooted is a box that waits to be started, as Spec.Prebooted. It has no
+// agent, no network and nothing of anybody's.
+type Prebooted interface {
+	Handle() Handle
+	Stats(ctx context.Context) (Stats, error)
+	// Wait blocks until the box has ended before it was used.
+	Wait(ctx context.Context) (Exit, error)
+	// Destroy ends the box, unless it has been used. Idempotent.
+	Destroy(ctx context.Context) error
+}
+
 // Limit names a resource limit that a provider can enforce.
 type Limit string
 
@@ -109,6 +139,7 @@ const (
 type Capabilities struct {
 	Freeze         bool            `json:"freeze"`
 	Claim          bool            `json:"claim"`
+	Preboot        bool            `json:"preboot"`
 	Restore        bool            `json:"restore"`
 	Snapshots      []snapshot.Kind `json:"snapshots"`
 	EnforcesEgress bool            `json:"enforcesEgress"`
@@ -157,6 +188,10 @@ type Spec struct {
 	// Deadline, when set, is a hard end that holds even while the server is
 	// down.
 	Deadline time.Time
+	// Prebooted, when set, is the box to start, of the same image and resources.
+	// It is used up, also by an error, which may be its fault: the same spec
+	// without it can be tried then.
+	Prebooted Prebooted
 }
 
 // Deadliner is a Box whose hard end can be moved.

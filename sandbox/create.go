@@ -324,7 +324,7 @@ func (m *Manager) createBox(ctx context.Context, c *creation, att egress.Attachm
 	if c.from != nil {
 		box, err = m.restoreBox(ctx, c, spec)
 	} else {
-		box, err = m.deps.Provider.Create(ctx, spec)
+		box, err = m.startBox(ctx, c.sb, spec, nil)
 	}
 	if err != nil {
 		return nil, because(ctx, fmt.Errorf("create box: %w", err))

@@ -137,13 +137,14 @@ func (m *Manager) makeChildren(ctx context.Context, who identity.Principal, f fo
 	if err != nil {
 		return err
 	}
+	m.expectChildren(ctx, f.Source, len(which))
 	c, err := m.forkPoint(ctx, e, f.Count)
 	m.endCopy(e)
 	if err != nil {
 		return err
 	}
 	// One that is left over by a crash is collected by the sweep.
-	defer func() { m.deleteArtifact(ctx, c.artifact.ID); c.release() }()
+	defer func() { m.dropArtifact(ctx, c.artifact.ID); c.release() }()
 	g, err := m.unseal(c.sb)
 	if err != nil {
 		return err

@@ -63,6 +63,7 @@ func TestFork(t *testing.T) {
 			t.Errorf("names of the child are %v (%v), want the source's", names, err)
 		}
 	}
+	soon(func() bool { return len(w.vault.ids()) == 0 })
 	if ids := w.vault.ids(); len(ids) != 0 {
 		t.Errorf("artifacts %v are left", ids)
 	}
@@ -110,6 +111,7 @@ func TestForkLimits(t *testing.T) {
 			t.Errorf("child above the limit = %v, want resource exhausted", f.Err)
 		}
 	}
+	soon(func() bool { return len(w.vault.ids()) == 0 })
 	if made != 3 || len(w.boxes.ids()) != 4 || len(w.vault.ids()) != 0 {
 		t.Errorf("%d children, boxes %v, artifacts %v", made, w.boxes.ids(), w.vault.ids())
 	}
@@ -140,6 +142,7 @@ func TestForkChildFails(t *testing.T) {
 				}
 			}
 			runsOn(t, p, before)
+			soon(func() bool { return len(w.vault.ids()) == 0 })
 			if failed != 1 || len(w.boxes.ids()) != 3 || len(p.guard.ids()) != 3 || len(w.vault.ids()) != 0 {
 				t.Errorf("%d failed; boxes %v, attachments %v, artifacts %v", failed, w.boxes.ids(), p.guard.ids(), w.vault.ids())
 			}

@@ -197,8 +197,10 @@ type Manager struct {
 	mu      sync.RWMutex // guards what follows, and the guarded part of entry
 	entries map[ID]*entry
 	// dormant are the paused sandboxes that traffic may wake, paused all of them.
-	dormant   map[ID]Dormant
-	paused    map[ID]sleeper
+	dormant map[ID]Dormant
+	paused  map[ID]sleeper
+	// leaving are the sandboxes whose box is being put away after a pause.
+	leaving   map[ID]chan struct{}
 	deadlines deadlines
 	running   int
 	held      []snapshot.ID // artifacts in use that no record refers to
@@ -227,6 +229,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
+		leaving:   map[ID]chan struct{}{},
 		attempts:  map[attemptKey]*attempt{},
 		paused:    map[ID]sleeper{},
 	}

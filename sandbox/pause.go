@@ -139,12 +139,10 @@ func (m *Manager) save(ctx context.Context, e *entry, k snapshot.Kind, by, why s
 		m.runOn(context.WithoutCancel(ctx), e)
 		return fmt.Errorf("pause sandbox %q: %w", e.id, err)
 	}
-	if err := errors.Join(e.box.Destroy(ctx), m.deps.Guard.Detach(ctx, string(e.id))); err != nil {
-		// The record is Paused: the sweep destroys what is left.
-		log.ErrorContext(ctx, "box of a paused sandbox could not be destroyed; will retry", slog.Any("error", err))
-	}
+	m.putAway(ctx, e)
 	if sb, err := m.deps.Store.Get(ctx, e.id); err == nil {
 		m.noteDormant(sb)
+		m.expectResume(ctx, sb)
 	}
 	m.forget(e)
 	took := time.Since(began)
@@ -153,6 +151,47 @@ func (m *Manager) save(ctx context.Context, e *entry, k snapshot.Kind, by, why s
 		f(took)
 	}
 	return nil
+}
+
+// putAway ends the box of a sandbox that is Paused by now. Giving its memory back
+// takes the kernel as long as saving it, so nobody waits for that but a resume.
+func (m *Manager) putAway(ctx context.Context, e *entry) {
+	gone := make(chan struct{})
+	m.mu.Lock()
+	m.leaving[e.id] = gone
+	m.mu.Unlock()
+	end := func(context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.DestroyTimeout)
+		defer cancel()
+		if err := errors.Join(e.box.Destroy(ctx), m.deps.Guard.Detach(ctx, string(e.id))); err != nil {
+			// The record is Paused: the sweep destroys what is left.
+			m.log.ErrorContext(ctx, "box of a paused sandbox could not be destroyed; will retry",
+				slog.String("sandbox", string(e.id)), slog.Any("error", err))
+		}
+		m.mu.Lock()
+		delete(m.leaving, e.id)
+		m.mu.Unlock()
+		close(gone)
+	}
+	if !m.tasks.try(end) {
+		end(ctx)
+	}
+}
+
+// hasLeft waits until the box that a sandbox had before its pause is gone.
+func (m *Manager) hasLeft(ctx context.Context, id ID) error {
+	m.mu.RLock()
+	gone := m.leaving[id]
+	m.mu.RUnlock()
+	if gone == nil {
+		return nil
+	}
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // saveBox takes the record from Running to Paused, with the artifact that it
@@ -254,6 +293,9 @@ func (m *Manager) unpause(ctx context.Context, sb Sandbox, box provider.Box) (Sa
 
 // killPaused ends a sandbox that has no box.
 func (m *Manager) killPaused(ctx context.Context, who identity.Principal, id ID, why string) error {
+	if err := m.hasLeft(ctx, id); err != nil {
+		return err
+	}
 	now := clock()
 	var a *snapshot.Artifact
 	_, err := m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
@@ -285,6 +327,14 @@ func (m *Manager) killPaused(ctx context.Context, who identity.Principal, id ID,
 func (m *Manager) deleteArtifact(ctx context.Context, id snapshot.ID) {
 	if err := m.deps.Vault.Delete(context.WithoutCancel(ctx), id); err != nil {
 		m.log.WarnContext(ctx, "artifact could not be deleted; will retry", slog.String("artifact", string(id)), slog.Any("error", err))
+	}
+}
+
+// dropArtifact is deleteArtifact, while the caller goes on: large files take
+// their time.
+func (m *Manager) dropArtifact(ctx context.Context, id snapshot.ID) {
+	if !m.tasks.try(func(context.Context) { m.deleteArtifact(ctx, id) }) {
+		m.deleteArtifact(ctx, id)
 	}
 }
 

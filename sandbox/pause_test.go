@@ -44,6 +44,7 @@ func checkPaused(t *testing.T, p *process, id sandbox.ID) sandbox.Sandbox {
 	if _, ok := p.Live(id); ok {
 		t.Error("it is routable")
 	}
+	soon(func() bool { return p.w.boxes.get(id) == nil && !slices.Contains(p.guard.ids(), string(id)) })
 	if p.w.boxes.get(id) != nil {
 		t.Error("its box is left")
 	}
@@ -107,6 +108,7 @@ func TestPauseAndConnect(t *testing.T) {
 			if pol, ok := p.guard.policy(sb.ID); !ok || len(pol.Rules) != 1 {
 				t.Errorf("policy after resume = %+v, %v", pol, ok)
 			}
+			soon(func() bool { return len(w.vault.ids()) == 0 })
 			if ids := w.vault.ids(); len(ids) != 0 {
 				t.Errorf("artifacts %v are left", ids)
 			}

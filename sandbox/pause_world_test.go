@@ -108,3 +108,11 @@ func (f faultyProvider) Restore(ctx context.Context, spec provider.Spec, a snaps
 	}
 	return f.Create(ctx, spec)
 }
+
+// soon waits for what is put away behind a pause, a resume or a fork; what does
+// not come true is the caller's to report.
+func soon(ok func() bool) {
+	for deadline := time.Now().Add(5 * time.Second); !ok() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}

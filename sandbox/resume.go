@@ -130,7 +130,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 			m.mu.Lock()
 			m.wakes(id)
 			m.mu.Unlock()
-			m.deleteArtifact(ctx, r.artifact.ID)
+			m.dropArtifact(ctx, r.artifact.ID)
 			took := time.Since(began)
 			m.log.InfoContext(ctx, "sandbox resumed", slog.String("sandbox", string(id)), slog.Duration("took", took))
 			if f := m.deps.Metrics.Resumed; f != nil {
@@ -168,8 +168,7 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		fmt.Errorf("sandbox did not resume within %s: %w", m.cfg.CreateTimeout, errdefs.ErrUnavailable))
 	defer cancel()
 	id := r.entry.id
-	restorer, ok := m.deps.Provider.(provider.Restorer)
-	if !ok || m.deps.Vault == nil {
+	if _, ok := m.deps.Provider.(provider.Restorer); !ok || m.deps.Vault == nil {
 		return nil, fmt.Errorf("provider %s cannot resume: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
 	}
 	sb, err := m.deps.Store.Admit(ctx, id, m.cfg.MaxPerTeam, func(s *Sandbox) (audit.Event, error) {
@@ -197,6 +196,9 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if err := m.hasLeft(ctx, id); err != nil {
+		return nil, err
+	}
 
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
@@ -205,12 +207,12 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	}
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
-	box, err := restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+	box, err := m.startBox(ctx, sb, spec, &r.artifact)
 	if errdefs.IsAlreadyExists(err) {
 		// The box that was saved: a server died, or could not destroy it, after
 		// the record was Paused. What counts is the artifact.
 		if err = m.destroyByID(ctx, string(id)); err == nil {
-			box, err = restorer.Restore(ctx, spec, r.artifact, m.deps.Vault)
+			box, err = m.startBox(ctx, sb, spec, &r.artifact)
 		}
 	}
 	if errors.Is(err, snapshot.ErrOtherEngine) {

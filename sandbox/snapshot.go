@@ -296,11 +296,7 @@ func (m *Manager) inherit(ctx context.Context, c *creation) error {
 
 // restoreBox is the provider's Create for a creation from saved state.
 func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spec) (provider.Box, error) {
-	restorer, ok := m.deps.Provider.(provider.Restorer)
-	if !ok {
-		return nil, fmt.Errorf("provider %s cannot restore: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
-	}
-	box, err := restorer.Restore(ctx, spec, *c.from, m.deps.Vault)
+	box, err := m.startBox(ctx, c.sb, spec, c.from)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
 			"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").

@@ -28,6 +28,18 @@ func (t *tasks) add(fn func(context.Context)) {
 	}
 }
 
+// try runs fn on a goroutine if run is under way; false when it is not, and the
+// caller does it.
+func (t *tasks) try(fn func(context.Context)) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.start == nil {
+		return false
+	}
+	t.start(fn)
+	return true
+}
+
 // ended reports whether run is over.
 func (t *tasks) ended() bool {
 	t.mu.Lock()

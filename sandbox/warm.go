@@ -25,14 +25,17 @@ type Pool struct {
 	Plans map[string]pool.Plan
 	// MaxDemand is the most boxes of one kind kept for recent demand alone.
 	MaxDemand int
+	// Booted is how many prebooted boxes are kept of each kind that is planned or
+	// was used lately; 0 keeps none.
+	Booted int
 	// MaxBytes bounds the memory of all warm boxes; 0 means no limit.
 	MaxBytes int64
 	// Parallel is how many boxes are made at a time.
 	Parallel int
+	// Spawners is how many can be made at a time, when somebody waits for them.
+	Spawners int
 	Metrics  pool.Metrics
 }
-
-func (c Pool) enabled() bool { return len(c.Plans) > 0 || c.MaxDemand > 0 }
 
 // errStale says that a warm box failed after it had been taken: the create goes
 // on with a fresh one.
@@ -40,12 +43,19 @@ var errStale = errors.New("warm box failed")
 
 // newPool returns nil when no boxes are kept warm, or the provider's cannot be.
 func (m *Manager) newPool() (*pool.Pool, error) {
-	if !m.cfg.Pool.enabled() || !m.deps.Provider.Capabilities().Claim {
+	can := m.deps.Provider.Capabilities()
+	if !can.Claim {
+		m.cfg.Pool.Plans, m.cfg.Pool.MaxDemand = nil, 0
+	}
+	if !can.Preboot {
+		m.cfg.Pool.Booted = 0
+	}
+	if len(m.cfg.Pool.Plans) == 0 && m.cfg.Pool.MaxDemand == 0 && m.cfg.Pool.Booted == 0 {
 		return nil, nil
 	}
 	return pool.New(pool.Options{
-		Make: m.makeWarm, NewID: func() string { return string(newID()) },
-		MaxDemand: m.cfg.Pool.MaxDemand, MaxBytes: m.cfg.Pool.MaxBytes, Parallel: m.cfg.Pool.Parallel,
+		Make: m.makeBox, NewID: func() string { return string(newID()) },
+		MaxDemand: m.cfg.Pool.MaxDemand, Booted: m.cfg.Pool.Booted, Most: m.cfg.Pool.Spawners, MaxBytes: m.cfg.Pool.MaxBytes, Parallel: m.cfg.Pool.Parallel,
 		Lease: warmLease, Log: m.log, Metrics: m.cfg.Pool.Metrics,
 	})
 }
@@ -53,8 +63,15 @@ func (m *Manager) newPool() (*pool.Pool, error) {
 // warmLease is how long warm boxes outlive a server that was killed.
 const warmLease = 10 * time.Minute
 
-// makeWarm implements pool.Options.Make. The box's id is that of the sandbox it
-// will be.
+// makeBox implements pool.Options.Make.
+func (m *Manager) makeBox(ctx context.Context, k pool.Key, id string) (pool.Box, error) {
+	if k.Tier == pool.Booted {
+		return m.preboot(ctx, k, id)
+	}
+	return m.makeWarm(ctx, k, id)
+}
+
+// makeWarm makes a hot box. Its id is that of the sandbox it will be.
 func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider.Box, error) {
 	build, err := m.deps.Templates.Build(ctx, template.BuildID(k.Build))
 	if err != nil {
@@ -130,19 +147,23 @@ func (m *Manager) runPool(ctx context.Context) {
 // planPool tells the pool which builds the planned templates mean now. A
 // template that does not exist yet is looked for again later.
 func (m *Manager) planPool(ctx context.Context) {
-	plans, names := map[pool.Key]pool.Plan{}, map[pool.Key]string{}
+	plans, labels := map[pool.Key]pool.Plan{}, map[pool.Key]pool.Label{}
 	for ref, plan := range m.cfg.Pool.Plans {
 		_, build, err := m.deps.Templates.Resolve(ctx, identity.DefaultTeam, ref)
-		if err == nil && build.Artifact != nil {
-			// What was saved would run on, without its network and its identity.
-			m.log.WarnContext(ctx, "a snapshot cannot be kept warm", slog.String("template", ref))
-			continue
-		}
 		if err == nil {
 			var res provider.Resources
 			if res, err = m.cfg.resources(provider.Resources{}, build.Resources); err == nil {
+				label := pool.Label{Template: ref, Build: string(build.ID)}
+				if k := bootedKey(build.Rootfs, res); plan.Most() > 0 && m.cfg.Pool.Booted > 0 {
+					plans[k], labels[k] = pool.Plan{Hot: m.cfg.Pool.Booted}, label
+				}
+				if build.Artifact != nil {
+					// What was saved would run on, without its network and its identity.
+					m.log.WarnContext(ctx, "a snapshot cannot be kept warm", slog.String("template", ref))
+					continue
+				}
 				k := keyOf(build, res)
-				plans[k], names[k] = plan, ref
+				plans[k], labels[k] = plan, label
 				continue
 			}
 		}
@@ -151,7 +172,7 @@ func (m *Manager) planPool(ctx context.Context) {
 			return // keep what there is
 		}
 	}
-	m.pool.SetPlan(plans, names)
+	m.pool.SetPlan(plans, labels)
 }
 
 func keyOf(build template.Build, res provider.Resources) pool.Key {
@@ -161,12 +182,12 @@ func keyOf(build template.Build, res provider.Resources) pool.Key {
 // takeWarm gives a planned create a warm box, when there is one, and with it the
 // box's id.
 func (m *Manager) takeWarm(c *creation) {
-	if m.pool == nil {
+	if m.pool == nil || !m.deps.Provider.Capabilities().Claim {
 		return
 	}
 	box, ok := m.pool.Take(keyOf(c.build, c.sb.Resources), c.req.Template)
 	if ok {
-		c.warm, c.sb.ID = box, ID(box.Handle().ID)
+		c.warm, c.sb.ID = box.(provider.Box), ID(box.Handle().ID)
 	}
 }
 

@@ -374,6 +374,7 @@ type box struct {
 	prepared control.Init
 	silent   bool // the agent does not answer
 	refuse   bool
+	used     string // the prebooted box that it was
 	servers  []*control.Server
 }
 
@@ -480,7 +481,7 @@ func (f faultyProvider) Capabilities() provider.Capabilities {
 		limits = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, provider.LimitProcesses}
 	}
 	return provider.Capabilities{
-		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true,
+		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true, Preboot: true,
 		Snapshots: []snapshot.Kind{snapshot.Memory, snapshot.Filesystem},
 	}
 }
@@ -507,12 +508,16 @@ func (f faultyProvider) Create(ctx context.Context, spec provider.Spec) (provide
 	if spec.Egress == nil {
 		return nil, errors.New("no egress attachment")
 	}
+	used, err := f.use(spec.Prebooted)
+	if err != nil {
+		return nil, err
+	}
 	f.b.mu.Lock()
 	defer f.b.mu.Unlock()
 	if f.b.all[spec.SandboxID] != nil {
 		return nil, fmt.Errorf("box %s: %w", spec.SandboxID, errdefs.ErrAlreadyExists)
 	}
-	x := &box{host: f.b, spec: spec, ended: make(chan struct{}), network: spec.Egress, deadline: spec.Deadline, refuse: f.p.agentRefuses.Load(), silent: f.b.silent}
+	x := &box{used: used, host: f.b, spec: spec, ended: make(chan struct{}), network: spec.Egress, deadline: spec.Deadline, refuse: f.p.agentRefuses.Load(), silent: f.b.silent}
 	f.b.all[spec.SandboxID] = x
 	return f.b.open(x, f.p), nil
 }

@@ -3,8 +3,10 @@ package server
 import (
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,13 +29,29 @@ type warmth struct {
 func newWarmth(c config.Pool, m *telemetry.Metrics) (*warmth, error) {
 	w := &warmth{}
 	w.pool = sandbox.Pool{
-		Plans: map[string]pool.Plan{}, MaxDemand: c.Demand, MaxBytes: int64(c.MemoryMiB) << 20, Parallel: c.Parallel,
+		Plans: map[string]pool.Plan{}, MaxDemand: c.Demand, Booted: c.Prebooted,
+		MaxBytes: int64(c.MemoryMiB) << 20, Parallel: c.Parallel, Spawners: runtime.NumCPU(), // as many as the engine has
 		Metrics: pool.Metrics{
-			Taken: func(hit bool) {
+			Taken: func(t pool.Tier, hit bool) {
+				if t == pool.Booted {
+					m.PrebootedTaken(hit)
+					return
+				}
 				m.PoolTaken(hit)
 				w.taken(hit)
 			},
-			Made: m.PoolMade, Change: m.SetPool,
+			Made: func(t pool.Tier, took time.Duration, err error) {
+				if t == pool.Hot || err != nil { // the histogram is of hot ones
+					m.PoolMade(took, err)
+				}
+			},
+			Change: func(t pool.Tier, n int) {
+				if t == pool.Booted {
+					m.SetPrebooted(n)
+					return
+				}
+				m.SetPool(n)
+			},
 		},
 	}
 	if w.pool.MaxBytes == 0 {
@@ -72,11 +90,11 @@ func (w *warmth) counts() (hits, creates int64) {
 }
 
 // off reports whether nothing is ever kept warm.
-func (w *warmth) off() bool { return w.most == 0 && w.pool.MaxDemand == 0 }
+func (w *warmth) off() bool { return w.most == 0 && w.pool.MaxDemand == 0 && w.pool.Booted == 0 }
 
 // poolStatus is what the API shows of warm sandboxes.
 func (n *node) poolStatus() native.Pool {
-	if n.warm.off() || !n.prov.Capabilities().Claim {
+	if can := n.prov.Capabilities(); n.warm.off() || !can.Claim && !can.Preboot {
 		return native.Pool{}
 	}
 	return native.Pool{

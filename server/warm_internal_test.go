@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/caisson-dev/caisson/config"
+	"github.com/caisson-dev/caisson/pool"
 	"github.com/caisson-dev/caisson/telemetry"
 )
 
@@ -21,6 +22,7 @@ func TestNewWarmth(t *testing.T) {
 		"plan":                 {in: config.Pool{Templates: plans{"base": "2"}, MemoryMiB: 100}, bytes: 100 << 20},
 		"window":               {in: config.Pool{Templates: plans{"base": "0; mon 08:00-09:00 1"}}},
 		"demand":               {in: config.Pool{Demand: 1, MemoryMiB: 100}, bytes: 100 << 20},
+		"prebooted":            {in: config.Pool{Prebooted: 1}},
 		"nothing":              {in: config.Pool{Parallel: 1}, off: true},
 		"plans of nothing":     {in: config.Pool{Templates: plans{"base": "0"}}, off: true},
 		"fits just":            {in: config.Pool{Templates: plans{"base": "2", "mine": "1; mon 08:00-09:00 6"}, MemoryMiB: 96}, bytes: 96 << 20},
@@ -55,7 +57,7 @@ func TestWarmthCounts(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for i := range 100 {
-		wg.Go(func() { w.pool.Metrics.Taken(i%4 != 0) })
+		wg.Go(func() { w.pool.Metrics.Taken(pool.Hot, i%4 != 0) })
 		if hits, creates := w.counts(); hits > creates {
 			t.Errorf("counts() = %d hits of %d creates", hits, creates)
 		}

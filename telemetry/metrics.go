@@ -33,7 +33,9 @@ type Metrics struct {
 	createWait    prometheus.Histogram
 	createRefused *prometheus.CounterVec
 	poolTaken     *prometheus.CounterVec
+	poolBooted    *prometheus.CounterVec
 	poolBoxes     prometheus.Gauge
+	poolPrebooted prometheus.Gauge
 	poolFill      prometheus.Histogram
 	poolFailed    prometheus.Counter
 }
@@ -75,13 +77,15 @@ func NewMetrics(version string) *Metrics {
 	m.createWait = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_create_queue_seconds", Help: "Time that those which were let in had waited.", Buckets: buckets})
 	m.createRefused = counter("create_refused_total", "Creates, resumes and children of forks that were not let in, by reason.", "reason")
 	m.poolTaken = counter("pool_taken_total", "Creates that found a warm sandbox (hit) or did not (miss).", "result")
+	m.poolBooted = counter("pool_prebooted_taken_total", "Boxes to start or to restore into that were found prebooted (hit) or were not (miss).", "result")
+	m.poolPrebooted = prometheus.NewGauge(prometheus.GaugeOpts{Name: "caisson_pool_prebooted", Help: "Prebooted sandboxes now."})
 	m.poolBoxes = prometheus.NewGauge(prometheus.GaugeOpts{Name: "caisson_pool_sandboxes", Help: "Warm sandboxes now."})
 	m.poolFill = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "caisson_pool_fill_seconds", Help: "Time to start one warm sandbox.", Buckets: buckets})
 	m.poolFailed = prometheus.NewCounter(prometheus.CounterOpts{Name: "caisson_pool_fill_failures_total", Help: "Warm sandboxes that could not be started."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "caisson_build_info", Help: "1, with the version."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(m.sandboxes, m.createSeconds, m.pauseSeconds, m.resumeSeconds, m.apiSeconds, m.proxySeconds, build,
-		m.createQueue, m.createWait, m.poolBoxes, m.poolFill, m.poolFailed,
+		m.createQueue, m.createWait, m.poolBoxes, m.poolPrebooted, m.poolFill, m.poolFailed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, s := range states {
 		m.sandboxes.WithLabelValues(s)
@@ -217,11 +221,22 @@ func (m *Metrics) PoolTaken(hit bool) {
 	if m == nil {
 		return
 	}
-	result := "miss"
-	if hit {
-		result = "hit"
+	m.poolTaken.WithLabelValues(hitOrMiss(hit)).Inc()
+}
+
+// PrebootedTaken counts one that wanted a prebooted box, and whether it got one.
+func (m *Metrics) PrebootedTaken(hit bool) {
+	if m == nil {
+		return
 	}
-	m.poolTaken.WithLabelValues(result).Inc()
+	m.poolBooted.WithLabelValues(hitOrMiss(hit)).Inc()
+}
+
+func hitOrMiss(hit bool) string {
+	if hit {
+		return "hit"
+	}
+	return "miss"
 }
 
 // PoolMade counts a warm sandbox that was started, or could not be.
@@ -242,4 +257,12 @@ func (m *Metrics) SetPool(n int) {
 		return
 	}
 	m.poolBoxes.Set(float64(n))
+}
+
+// SetPrebooted sets how many prebooted boxes there are.
+func (m *Metrics) SetPrebooted(n int) {
+	if m == nil {
+		return
+	}
+	m.poolPrebooted.Set(float64(n))
 }

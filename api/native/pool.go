@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -51,7 +52,7 @@ func (s *server) GetPool(ctx context.Context, _ nativeapi.GetPoolRequestObject) 
 		return nil, err
 	}
 	for _, st := range all {
-		t, ok := visible[template.BuildID(st.Build)]
+		t, ok := visible[template.BuildID(cmp.Or(st.For, st.Build))]
 		if !ok {
 			continue
 		}
@@ -87,7 +88,7 @@ func (s *server) visible(ctx context.Context, team identity.TeamID, pools []pool
 	}
 	older := false // builds of demand outlive the next build for some minutes
 	for _, st := range pools {
-		_, current := out[template.BuildID(st.Build)]
+		_, current := out[template.BuildID(cmp.Or(st.For, st.Build))]
 		older = older || !current
 	}
 	if !older {
@@ -122,8 +123,12 @@ func (s *server) missing(ctx context.Context) ([]string, error) {
 
 // warm is the wire form of a pool, without what names its template.
 func warm(st pool.Status) nativeapi.Pool {
+	tier := nativeapi.Hot
+	if st.Tier == pool.Booted {
+		tier = nativeapi.Prebooted
+	}
 	return nativeapi.Pool{
-		BuildID: st.Build, Resources: resources(st.Resources),
+		BuildID: cmp.Or(st.For, st.Build), Tier: tier, Resources: resources(st.Resources),
 		Target: st.Target, Hot: st.Hot, Making: st.Making,
 		OldestSeconds: int64(st.Oldest / time.Second), MemoryBytes: st.Bytes,
 		Hits: st.Hits, Misses: st.Misses, Made: st.Made, Failed: st.Failed,

@@ -25,9 +25,12 @@ import (
 // box is one sandbox. It is registered before anything of it exists and stays
 // registered after its end, until the server forgets it.
 type box struct {
-	e   *Engine
-	dir string
-	log *slog.Logger
+	e *Engine
+	// name is what its directory, process, socket and control group are called:
+	// the id with which it was created. Its id is another one after a claim.
+	name string
+	dir  string
+	log  *slog.Logger
 	// request is what the box was created from; zero for one on record only.
 	request wire.Create
 
@@ -38,6 +41,7 @@ type box struct {
 
 	mu       sync.Mutex // everything below
 	info     wire.Box
+	hostname string // given by a claim
 	started  uint64 // kernel start time of the sentry, against reuse of its id
 	sentry   *spawner.Sentry
 	group    *cgroup.Group
@@ -201,7 +205,7 @@ func (b *box) finish(exit *wire.Exit) {
 		}
 	}
 	close(b.done)
-	b.log.Info("box ended", slog.String("reason", exit.Reason), slog.Int("status", exit.Status), slog.String("detail", exit.Detail))
+	b.log.Info("box ended", slog.String("id", info.ID), slog.String("reason", exit.Reason), slog.Int("status", exit.Status), slog.String("detail", exit.Detail))
 	b.e.broadcast(info)
 	b.e.mu.Lock()
 	b.e.armIdle()
@@ -226,7 +230,7 @@ func (b *box) release() error {
 	if b.group != nil {
 		errs = append(errs, b.group.Remove())
 	}
-	if err := os.Remove(bundle.ControlSocket(b.info.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(bundle.ControlSocket(b.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

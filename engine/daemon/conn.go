@@ -69,6 +69,14 @@ func (c *conn) serve() {
 				continue
 			}
 		}
+		// So is a box that changes its id.
+		if m.Op == wire.OpStart || m.Op == wire.OpRestore {
+			if err := c.claim(m); err != nil {
+				closeFiles(files)
+				_ = c.w.Send(wire.Message{ID: m.ID, Error: wire.AsError(err)})
+				continue
+			}
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -98,7 +106,7 @@ func (c *conn) hello() error {
 	}
 	return c.w.Send(wire.Message{ID: m.ID, Body: wire.Encode(wire.HelloReply{
 		Version: wire.Version, ABI: version.Version(), Build: c.e.build, PID: os.Getpid(),
-		Limits: c.e.limits(), Rootless: c.e.rootless,
+		Limits: c.e.limits(), Rootless: c.e.rootless, Claims: true,
 	})})
 }
 
@@ -166,8 +174,12 @@ func (c *conn) track(b *box, m wire.Message) {
 	defer c.mu.Unlock()
 	switch {
 	case b != nil:
-		c.unstarted[b.info.ID] = true
+		c.unstarted[b.name] = true
 	case m.Op == wire.OpStart || m.Op == wire.OpRestore:
+		if r, err := decode[wire.Launch](m); err == nil {
+			delete(c.unstarted, r.Box())
+		}
+	case m.Op == wire.OpKill:
 		if r, err := decode[wire.ByID](m); err == nil {
 			delete(c.unstarted, r.ID)
 		}

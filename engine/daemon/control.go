@@ -28,7 +28,7 @@ import (
 // the end of the sandbox. result must not be used after an error.
 func call(ctx context.Context, b *box, method string, arg, result any) error {
 	done := make(chan error, 1)
-	go func() { done <- callNow(b.info.ID, method, arg, result) }()
+	go func() { done <- callNow(b.name, method, arg, result) }()
 	select {
 	case err := <-done:
 		return err
@@ -81,7 +81,7 @@ func (b *box) launch(ctx context.Context, method string, arg any) error {
 	if nic == nil {
 		return &wire.Error{Code: wire.CodePrecondition, Message: "the box has been started before"}
 	}
-	err := call(ctx, b, boot.ContMgrCreateLinksAndRoutes, links(nic), nil)
+	err := b.connect(ctx, links(nic))
 	// Only after the call has ended; a call that timed out still uses the file,
 	// and its finalizer closes it.
 	if err == nil {
@@ -99,7 +99,7 @@ func (b *box) launch(ctx context.Context, method string, arg any) error {
 }
 
 func (b *box) start(ctx context.Context) error {
-	id := b.info.ID
+	id := b.name
 	return b.launch(ctx, boot.ContMgrRootContainerStart, &id)
 }
 
@@ -157,7 +157,7 @@ func (b *box) exportLayer(ctx context.Context, files []*os.File) error {
 		return &wire.Error{Code: wire.CodeInvalid, Message: fmt.Sprintf("export takes 1 file, got %d", len(files))}
 	}
 	err := call(ctx, b, boot.FsTarRootfsUpperLayer, &control.TarRootfsUpperLayerOpts{
-		ContainerID: b.info.ID, FilePayload: urpc.FilePayload{Files: files},
+		ContainerID: b.name, FilePayload: urpc.FilePayload{Files: files},
 	}, nil)
 	if err != nil {
 		return fmt.Errorf("export layer: %w", err)
@@ -190,7 +190,7 @@ func (b *box) exec(ctx context.Context, x wire.Exec, files []*os.File) (int32, e
 	}
 	var pid int32
 	err = call(ctx, b, boot.ContMgrExecuteAsync, &control.ExecArgs{
-		Argv: x.Argv, Envv: env, WorkingDirectory: dir, ContainerID: b.info.ID,
+		Argv: x.Argv, Envv: env, WorkingDirectory: dir, ContainerID: b.name,
 		KUID: auth.KUID(x.UID), KGID: auth.KGID(x.GID), Capabilities: caps,
 		FilePayload: control.NewFilePayload(map[int]*os.File{0: files[0], 1: files[1], 2: files[2]}, nil),
 	}, &pid)
@@ -202,7 +202,7 @@ func (b *box) exec(ctx context.Context, x wire.Exec, files []*os.File) (int32, e
 
 func (b *box) waitPID(ctx context.Context, pid int32) (uint32, error) {
 	var ws uint32
-	if err := call(ctx, b, boot.ContMgrWaitPID, &boot.WaitPIDArgs{PID: pid, CID: b.info.ID}, &ws); err != nil {
+	if err := call(ctx, b, boot.ContMgrWaitPID, &boot.WaitPIDArgs{PID: pid, CID: b.name}, &ws); err != nil {
 		if b.ended() {
 			return 0, errors.Join(&wire.Error{Code: wire.CodeNotFound, Message: "the box has ended"}, err)
 		}

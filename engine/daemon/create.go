@@ -57,7 +57,7 @@ func (e *Engine) create(ctx context.Context, b *box) (reply, error) {
 	files, err := dupAll(b.nic, b.agent)
 	b.mu.Unlock()
 	if err != nil {
-		return reply{}, errors.Join(err, e.destroy(context.WithoutCancel(ctx), b.info.ID))
+		return reply{}, errors.Join(err, e.destroy(context.WithoutCancel(ctx), b.name))
 	}
 	if state != "" {
 		closeFiles(files)
@@ -113,7 +113,7 @@ func (e *Engine) enforceable(c wire.Create) error {
 
 func (e *Engine) register(c wire.Create) (*box, error) {
 	b := &box{
-		e: e, dir: filepath.Join(e.o.Root, "boxes", c.ID), log: e.log.With(slog.String("box", c.ID)),
+		e: e, name: c.ID, dir: filepath.Join(e.o.Root, "boxes", c.ID), log: e.log.With(slog.String("box", c.ID)),
 		booted: make(chan struct{}), done: make(chan struct{}),
 		request: c,
 		info:    wire.Box{ID: c.ID, State: wire.StateCreating, CreatedAt: time.Now().UTC(), Deadline: c.Deadline, Meta: c.Meta},

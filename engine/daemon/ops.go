@@ -50,11 +50,11 @@ func (e *Engine) dispatch(ctx context.Context, m wire.Message, files []*os.File)
 
 // onBox runs the operations that need a live box.
 func (e *Engine) onBox(ctx context.Context, m wire.Message, files []*os.File) (reply, error) {
-	r, err := decode[wire.ByID](m)
+	r, err := decode[wire.Launch](m) // of other operations it is the id
 	if err != nil {
 		return reply{}, err
 	}
-	b, err := e.alive(ctx, r.ID)
+	b, err := e.alive(ctx, r.Box())
 	if err != nil {
 		return reply{}, err
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +25,9 @@ const maxRecord = 1 << 20
 
 // record is what a later engine needs to clear up after this one.
 type record struct {
-	Box     wire.Box `json:"box"`
+	Box wire.Box `json:"box"`
+	// Name is the box's own, which is that of the directory.
+	Name    string   `json:"name"`
 	Started uint64   `json:"started,omitempty"` // kernel start time of Box.PID
 	Cgroups []string `json:"cgroups,omitempty"`
 }
@@ -33,7 +36,7 @@ type record struct {
 // nothing is forced to disk; the rename keeps the file whole.
 func (b *box) save() error {
 	b.mu.Lock()
-	r := record{Box: b.info, Started: b.started}
+	r := record{Box: b.info, Name: b.name, Started: b.started}
 	if b.group != nil && b.info.State != wire.StateEnded {
 		r.Cgroups = b.group.Dirs()
 	}
@@ -62,7 +65,9 @@ func (e *Engine) forget(b *box) {
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		delete(e.boxes, b.info.ID)
+		if e.boxes[b.info.ID] == b {
+			delete(e.boxes, b.info.ID)
+		}
 		e.armIdle()
 	})
 }
@@ -79,7 +84,7 @@ func (e *Engine) recover() error {
 	for _, ent := range entries {
 		path := filepath.Join(dir, ent.Name())
 		r, err := readRecord(path)
-		if err != nil || r.Box.ID != ent.Name() || !wire.ValidID(r.Box.ID) {
+		if err != nil || r.Name != ent.Name() || !wire.ValidID(r.Name) || !wire.ValidID(r.Box.ID) {
 			e.log.Warn("drop unreadable record", slog.String("box", ent.Name()), slog.Any("error", err))
 			_ = os.RemoveAll(path)
 			continue
@@ -116,13 +121,15 @@ func readRecord(dir string) (record, error) {
 	if err != nil {
 		return r, err
 	}
-	return r, json.Unmarshal(raw, &r)
+	err = json.Unmarshal(raw, &r)
+	r.Name = cmp.Or(r.Name, r.Box.ID) // as an engine wrote it that knew no claims
+	return r, err
 }
 
 // adopt enters a recorded box as ended, after killing what is left of it.
 func (e *Engine) adopt(dir string, r record) {
 	b := &box{
-		e: e, dir: dir, log: e.log.With(slog.String("box", r.Box.ID)), info: r.Box,
+		e: e, name: r.Name, dir: dir, log: e.log.With(slog.String("box", r.Box.ID)), info: r.Box,
 		booted: make(chan struct{}), done: make(chan struct{}),
 	}
 	close(b.booted)

@@ -38,6 +38,7 @@ func Main() {
 	// own namespace; gVisor's rules contain the number.
 	if slices.Contains(os.Args[1:], "boot") && os.Getpid() == 1 {
 		registerSeccomp()
+		registerHostname()
 	}
 	const internal = "internal use only"
 	cli.Run(map[util.SubCommand]string{

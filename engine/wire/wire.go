@@ -38,8 +38,8 @@ const (
 const (
 	OpHello       = "hello"        // Hello → HelloReply
 	OpCreate      = "create"       // Create → BoxReply, files: NIC, agent channel
-	OpStart       = "start"        // ByID → nothing
-	OpRestore     = "restore"      // Restore, files: state, pages metadata, pages
+	OpStart       = "start"        // Launch → nothing
+	OpRestore     = "restore"      // Launch, files: state, pages metadata, pages
 	OpCheckpoint  = "checkpoint"   // Checkpoint, files: state, pages metadata, pages
 	OpSaveFiles   = "save_files"   // ByID, files: manifest, tree, pages metadata, pages
 	OpExportLayer = "export_layer" // ByID, files: one to write a tar stream to
@@ -108,6 +108,8 @@ type HelloReply struct {
 	// enforce.
 	Limits   []string `json:"limits"`
 	Rootless bool     `json:"rootless"`
+	// Claims says that OpStart and OpRestore heed Launch.Claim.
+	Claims bool `json:"claims,omitempty"`
 }
 
 // ByID names a box.
@@ -178,9 +180,32 @@ type ListReply struct {
 	Boxes []Box `json:"boxes"`
 }
 
-// Restore fills a created box from a checkpoint.
-type Restore struct {
+// Launch lets a created box run: from the beginning, or from a checkpoint. Only
+// the server that created it can, on the same connection.
+type Launch struct {
 	ID string `json:"id"`
+	// Claim, when set, gives a box that was created ahead of its use to the one
+	// that uses it.
+	Claim *Claim `json:"claim,omitempty"`
+}
+
+// Box is the id that the box has from then on.
+func (l Launch) Box() string {
+	if l.Claim != nil {
+		return l.Claim.ID
+	}
+	return l.ID
+}
+
+// Claim replaces what a box was created with. Images, limits and the writable
+// layer stay.
+type Claim struct {
+	// ID is the box's id from the moment the engine has read the message, also
+	// when it then does not start; the id that it had means nothing any more.
+	ID       string          `json:"id"`
+	Hostname string          `json:"hostname"`
+	Deadline time.Time       `json:"deadline,omitzero"`
+	Meta     json.RawMessage `json:"meta,omitempty"`
 }
 
 // Checkpoint saves a running box.

@@ -129,6 +129,24 @@ func (e LifecycleOnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for PoolTier.
+const (
+	Hot       PoolTier = "hot"
+	Prebooted PoolTier = "prebooted"
+)
+
+// Valid indicates whether the value is a known member of the PoolTier enum.
+func (e PoolTier) Valid() bool {
+	switch e {
+	case Hot:
+		return true
+	case Prebooted:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SavedKind.
 const (
 	Filesystem SavedKind = "filesystem"
@@ -560,6 +578,7 @@ type PauseSandbox struct {
 
 // Pool Warm sandboxes of one template build with the same resources, any of which a create that asks for just that can become. Counts begin with the pool; one that nobody needed for five minutes ends.
 type Pool struct {
+	// BuildID The template build; of prebooted ones, which serve all builds and snapshots on one image, the one for which they were last kept.
 	BuildID string `json:"buildID"`
 
 	// Failed Warm sandboxes that could not be started.
@@ -599,7 +618,13 @@ type Pool struct {
 	// Template Template id.
 	Template     string `json:"template"`
 	TemplateName string `json:"templateName,omitempty"`
+
+	// Tier hot: they run, and their agents answer. prebooted: there is nothing in them yet.
+	Tier PoolTier `json:"tier"`
 }
+
+// PoolTier hot: they run, and their agents answer. prebooted: there is nothing in them yet.
+type PoolTier string
 
 // PoolStatus defines model for PoolStatus.
 type PoolStatus struct {

@@ -73,7 +73,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	defer logFile.Close()
 	s.cmd = exec.Command(s.opts.Binary, append([]string{"serve", "--data", s.Data, "--listen", s.Addr}, s.opts.Args...)...)
 	// Without warm sandboxes what is on the host is what a test has made.
-	s.cmd.Env = append(os.Environ(), "CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0")
+	s.cmd.Env = append(os.Environ(), "CAISSON_POOL_TEMPLATES=base=0", "CAISSON_POOL_DEMAND=0", "CAISSON_POOL_PREBOOTED=0")
 	s.cmd.Env = append(s.cmd.Env, s.opts.Env...)
 	s.cmd.Stdout, s.cmd.Stderr = logFile, logFile
 	if err := s.cmd.Start(); err != nil {

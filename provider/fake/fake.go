@@ -7,6 +7,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -43,8 +44,9 @@ type Config struct {
 type Provider struct {
 	cfg Config
 
-	mu    sync.Mutex // guards boxes
-	boxes map[string]*Box
+	mu      sync.Mutex // guards what follows
+	boxes   map[string]*Box
+	waiting map[string]*prebooted
 }
 
 // New returns a provider without boxes.
@@ -52,21 +54,21 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Log == nil {
 		return nil, fmt.Errorf("fake provider: no logger: %w", errdefs.ErrInvalidArgument)
 	}
-	return &Provider{cfg: cfg, boxes: make(map[string]*Box)}, nil
+	return &Provider{cfg: cfg, boxes: make(map[string]*Box), waiting: make(map[string]*prebooted)}, nil
 }
 
 // Name implements provider.Provider.
 func (p *Provider) Name() string { return name }
 
-// Capabilities implements provider.Provider: there are none.
-func (p *Provider) Capabilities() provider.Capabilities { return provider.Capabilities{} }
+// Capabilities implements provider.Provider.
+func (p *Provider) Capabilities() provider.Capabilities { return provider.Capabilities{Preboot: true} }
 
 // Probe implements provider.Provider.
 func (p *Provider) Probe(context.Context) error { return nil }
 
 // Create implements provider.Provider.
 func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Box, error) {
-	if err := p.check(spec); err != nil {
+	if err := errors.Join(p.use(spec), p.check(spec)); err != nil {
 		return nil, fmt.Errorf("create box %q: %w", spec.SandboxID, err)
 	}
 	p.mu.Lock()
@@ -178,6 +180,9 @@ func (p *Provider) List(context.Context) ([]provider.Handle, error) {
 		if b != nil {
 			handles = append(handles, b.Handle())
 		}
+	}
+	for _, b := range p.waiting {
+		handles = append(handles, b.Handle())
 	}
 	return handles, nil
 }

@@ -71,14 +71,6 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Box
 
 func (p *Provider) create(ctx context.Context, spec provider.Spec, l launch) (_ *Box, err error) {
 	l.instance = rand.Text()
-	req, err := p.request(spec, l)
-	if err != nil {
-		return nil, err
-	}
-	b := newBox(p, spec.SandboxID, p.metaOf(spec, l))
-	if err := p.register(b); err != nil {
-		return nil, err
-	}
 	var steps undo.Stack
 	defer func() {
 		if err != nil {
@@ -87,19 +79,41 @@ func (p *Provider) create(ctx context.Context, spec provider.Spec, l launch) (_ 
 			err = errors.Join(err, steps.Run(clean))
 		}
 	}()
+	pre, err := p.takePrebooted(spec, l)
+	if pre != nil {
+		steps.Add(pre.Destroy)
+	}
+	if err != nil {
+		return nil, err
+	}
+	req, err := p.request(spec, l)
+	if err != nil {
+		return nil, err
+	}
+	b := newBox(p, spec.SandboxID, p.metaOf(spec, l))
+	if err := p.register(b); err != nil {
+		return nil, err
+	}
 	steps.Add(func(context.Context) error { p.forget(b); return b.disconnect() })
 	c, err := p.engine(ctx)
 	if err != nil {
 		return nil, err
 	}
 	// Pushed first: a create whose caller gives up may still succeed.
-	steps.Add(func(ctx context.Context) error { return p.call(ctx, wire.OpKill, wire.ByID{ID: b.id}, nil) })
-	files, err := c.CallFiles(ctx, wire.OpCreate, req, nil)
-	if err != nil {
-		if errors.Is(err, errdefs.ErrAlreadyExists) {
-			steps = undo.Stack{} // not ours to kill
-			p.forget(b)
+	ours := true
+	steps.Add(func(ctx context.Context) error {
+		if !ours {
+			return nil
 		}
+		return p.call(ctx, wire.OpKill, wire.ByID{ID: b.id}, nil)
+	})
+	var files []*os.File
+	start := wire.Launch{ID: b.id}
+	if pre != nil {
+		b.cpuBefore = pre.box.cpu()
+		files, start = pre.take(), wire.Launch{ID: pre.box.id, Claim: claimOf(req)}
+	} else if files, err = c.CallFiles(ctx, wire.OpCreate, req, nil); err != nil {
+		ours = !errors.Is(err, errdefs.ErrAlreadyExists)
 		return nil, fmt.Errorf("create box: %w", err)
 	}
 	// The network and its policy exist before the guest's first instruction.
@@ -110,8 +124,12 @@ func (p *Provider) create(ctx context.Context, spec provider.Spec, l launch) (_ 
 	if l.restore != nil {
 		op = wire.OpRestore
 	}
-	if err := c.Call(ctx, op, wire.ByID{ID: b.id}, nil, l.restore...); err != nil {
+	if err := c.Call(ctx, op, start, nil, l.restore...); err != nil {
+		ours = !errors.Is(err, errdefs.ErrAlreadyExists)
 		return nil, fmt.Errorf("create box: %w", err)
+	}
+	if pre != nil {
+		p.forget(pre.box)
 	}
 	if err := b.ready(ctx); err != nil {
 		return nil, fmt.Errorf("create box: %w", err)

@@ -19,13 +19,16 @@ func BoxCgroups(dataDir, controller string) string {
 }
 
 // SentryPID is the sandbox process of a box.
-func (b *Box) SentryPID(ctx context.Context) (int, error) {
-	boxes, err := b.p.list(ctx)
+func (b *Box) SentryPID(ctx context.Context) (int, error) { return b.p.SentryOf(ctx, b.id) }
+
+// SentryOf is the sandbox process of the box with an id.
+func (p *Provider) SentryOf(ctx context.Context, id string) (int, error) {
+	boxes, err := p.list(ctx)
 	if err != nil {
 		return 0, err
 	}
 	for _, w := range boxes {
-		if w.ID == b.id {
+		if w.ID == id {
 			return w.PID, nil
 		}
 	}

@@ -81,6 +81,7 @@ var (
 	_ provider.Provider    = (*Provider)(nil)
 	_ provider.Restorer    = (*Provider)(nil)
 	_ provider.Destroyer   = (*Provider)(nil)
+	_ provider.Prebooter   = (*Provider)(nil)
 	_ provider.Box         = (*Box)(nil)
 	_ provider.Snapshotter = (*Box)(nil)
 	_ provider.Claimer     = (*Box)(nil)
@@ -161,7 +162,7 @@ func (p *Provider) capabilities() provider.Capabilities {
 	}
 	slices.Sort(limits)
 	return provider.Capabilities{
-		Claim: true, Restore: true, EnforcesEgress: true,
+		Claim: true, Preboot: true, Restore: true, EnforcesEgress: true,
 		Snapshots: []snapshot.Kind{snapshot.Filesystem, snapshot.Memory},
 		Limits:    limits,
 	}

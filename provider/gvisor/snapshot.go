@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -57,7 +59,10 @@ func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (
 	if err != nil {
 		return snapshot.Artifact{}, fmt.Errorf("snapshot: %w", err)
 	}
-	if err := b.p.call(ctx, op, wire.ByID{ID: b.id}, nil, files...); err != nil {
+	written := writeEarly(files[len(files)-1]) // the pages
+	err = b.p.call(ctx, op, wire.ByID{ID: b.id}, nil, files...)
+	written()
+	if err != nil {
 		err = errors.Join(err, full(dir))
 		for _, f := range files {
 			// The sentry of a failed save may keep its descriptors for long.
@@ -73,6 +78,29 @@ func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (
 		a.SizeBytes += fi.Size()
 	}
 	return a, nil
+}
+
+// writeEarly has the kernel write a file to disk while it is being filled, so
+// that the sync which follows finds little to do. The function it returns ends
+// that.
+func writeEarly(f *os.File) (stop func()) {
+	const every = 8 * time.Millisecond
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				// A file system that cannot is none the worse.
+				_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
 }
 
 // nearlyFull is how much space may be left where writing failed for want of it.
@@ -103,7 +131,14 @@ func createAll(dir string, names []string) ([]*os.File, error) {
 // Restore implements provider.Restorer. The box keeps process limit, disk size
 // and CPU count of the one that was saved; its root filesystem must be the same
 // file. errdefs.ErrFailedPrecondition when the artifact does not fit.
-func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.Artifact, v snapshot.Vault) (provider.Box, error) {
+func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.Artifact, v snapshot.Vault) (_ provider.Box, err error) {
+	defer func() {
+		if err != nil && spec.Prebooted != nil { // used up, also by what is refused here
+			clean, cancel := cleanupContext(ctx)
+			defer cancel()
+			err = errors.Join(err, spec.Prebooted.Destroy(clean))
+		}
+	}()
 	if a.RootfsDigest != spec.Rootfs.Digest {
 		return nil, fmt.Errorf("restore: the snapshot lies on image %s, not %s: %w",
 			a.RootfsDigest, spec.Rootfs.Digest, errdefs.ErrFailedPrecondition)

@@ -196,6 +196,7 @@ func (s *suite) capabilities(t *testing.T) {
 	_, restorer := p.(provider.Restorer)
 	_, freezer := b.(provider.Freezer)
 	_, claimer := b.(provider.Claimer)
+	_, prebooter := p.(provider.Prebooter)
 	_, snapshotter := b.(provider.Snapshotter)
 	for _, c := range []struct {
 		name          string
@@ -204,6 +205,7 @@ func (s *suite) capabilities(t *testing.T) {
 		{"Restore", caps.Restore, restorer},
 		{"Freeze", caps.Freeze, freezer},
 		{"Claim", caps.Claim, claimer},
+		{"Preboot", caps.Preboot, prebooter},
 		{"Snapshots", len(caps.Snapshots) > 0, snapshotter},
 	} {
 		if c.claimed != c.able {

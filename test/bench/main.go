@@ -93,6 +93,12 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	srv.Stop()
+	if strings.Contains("prebooted sandboxes", o.only) {
+		fmt.Fprintf(os.Stderr, "== prebooted sandboxes (%.0fs)\n", time.Since(started).Seconds())
+		if err := benchPrebooted(ctx, o, r); err != nil {
+			return fmt.Errorf("prebooted sandboxes: %w", err)
+		}
+	}
 	if strings.Contains("warm pool", o.only) {
 		fmt.Fprintf(os.Stderr, "== warm pool (%.0fs)\n", time.Since(started).Seconds())
 		if err := benchWarm(ctx, o, r); err != nil {

@@ -28,12 +28,9 @@ func TestPauseKeepsEverything(t *testing.T) {
 	if err := s.API(t.Context(), http.MethodPost, "/sandboxes/"+b.ID+"/pause", nil, nil); err != nil {
 		t.Fatalf("pause: %v", err)
 	}
-	if n := boxes(t, s); n != 0 {
-		t.Errorf("a paused sandbox has something of %d boxes on the host", n)
-	}
-	if left := s.Processes(b.ID); len(left) != 0 {
-		t.Errorf("a paused sandbox has processes %v", left)
-	}
+	waitFor(t, 5*time.Second, "the box and the processes of a paused sandbox to be gone", func() bool {
+		return boxes(t, s) == 0 && len(s.Processes(b.ID)) == 0
+	})
 	// Nobody can reach it, and a server that was killed still has it.
 	if resp, err := s.Agent(t.Context(), b, http.MethodGet, "/health", "", nil); err != nil || resp.StatusCode != http.StatusBadGateway {
 		t.Errorf("a paused sandbox answers %v, %v", resp, err)

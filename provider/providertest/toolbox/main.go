@@ -28,7 +28,7 @@ func main() {
 	commands := map[string]func(args []string) error{
 		"echo": echo, "stderr": toStderr, "exit": exit, "cat": cat, "env": env, "flood": flood, "alloc": alloc,
 		"fill": fill, "forks": forks, "cpus": cpus, "put": put, "get": get, "serve": serve, "dial": dial,
-		"resolve": resolve, "udp": udp, "sleep": sleep, "die": die, "kill": kill, "remove": remove,
+		"resolve": resolve, "udp": udp, "sleep": sleep, "hostname": hostname, "die": die, "kill": kill, "remove": remove,
 	}
 	run, ok := commands[os.Args[1]]
 	if !ok {
@@ -61,6 +61,14 @@ func number(args []string, i int) int {
 
 func echo(args []string) error {
 	_, err := fmt.Println(strings.Join(args, " "))
+	return err
+}
+
+func hostname([]string) error {
+	name, err := os.Hostname()
+	if err == nil {
+		_, err = fmt.Println(name)
+	}
 	return err
 }
 
