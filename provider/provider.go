@@ -6,6 +6,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -82,6 +83,22 @@ type Snapshotter interface {
 // Restorer is a Provider that can start a box from saved state.
 type Restorer interface {
 	Restore(ctx context.Context, spec Spec, a snapshot.Artifact, v snapshot.Vault) (Box, error)
+}
+
+// Fitter is a Restorer that can tell beforehand, and cheaply, that it could not
+// restore an artifact: snapshot.ErrOtherEngine.
+type Fitter interface {
+	Fits(a snapshot.Artifact) error
+}
+
+// LayerExporter is a Box that can write what differs in its root filesystem from
+// the image below, as a tar stream with owners and modes. A deleted file is a
+// character device 0/0; a directory with the extended attribute
+// trusted.overlay.opaque "y" hides what the image has there. Mounts such as /tmp
+// and sockets are not in it. It takes memory of the box, as much as its largest
+// file is long.
+type LayerExporter interface {
+	ExportLayer(ctx context.Context, w io.Writer) error
 }
 
 // Destroyer is a Provider that can destroy a box without opening it: one whose

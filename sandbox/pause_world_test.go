@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
 )
 
@@ -106,5 +107,11 @@ func (f faultyProvider) Restore(ctx context.Context, spec provider.Spec, a snaps
 	if !slices.ContainsFunc(stored, func(s snapshot.Stored) bool { return s.ID == a.ID }) {
 		return nil, errors.New("there is no such artifact")
 	}
-	return f.Create(ctx, spec)
+	box, err := f.Create(ctx, spec)
+	if x := f.b.get(sandbox.ID(spec.SandboxID)); err == nil && x != nil {
+		f.b.mu.Lock()
+		x.from = a.ID
+		f.b.mu.Unlock()
+	}
+	return box, err
 }

@@ -189,6 +189,11 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 		if err := m.destroyByID(ctx, string(sb.ID)); err != nil {
 			return err
 		}
+		if sb.Saved != nil {
+			if err := m.ownNames(ctx, sb.ID, sb.Saved.ID); err != nil {
+				return err
+			}
+		}
 		if err := m.recordPaused(ctx, sb.ID, "server stopped while the sandbox was being resumed"); err != nil {
 			return err
 		}

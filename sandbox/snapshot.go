@@ -37,6 +37,12 @@ type Snapshots interface {
 	Artifacts(ctx context.Context) ([]snapshot.Artifact, error)
 	// CopyNames is egress.NameStore's.
 	CopyNames(ctx context.Context, from, to string) error
+	// SwapNames gives a sandbox the names of from in place of its own, which are
+	// kept beside the artifact that it was saved as until SettleNames: with back
+	// it takes them again, without they are forgotten. Settling what was not
+	// swapped changes nothing.
+	SwapNames(ctx context.Context, id ID, from string, kept snapshot.ID) error
+	SettleNames(ctx context.Context, id ID, kept snapshot.ID, back bool) error
 	GetTemplate(ctx context.Context, team identity.TeamID, ref string) (template.Template, error)
 	GetTeam(ctx context.Context, id identity.TeamID) (identity.Team, error)
 }
@@ -302,9 +308,13 @@ func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spe
 	}
 	box, err := restorer.Restore(ctx, spec, *c.from, m.deps.Vault)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
-		return nil, apierr.New(errdefs.ErrFailedPrecondition,
-			"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
-			WithCode("engine_mismatch").WithCause(err)
+		return nil, errEngine(err)
 	}
 	return box, err
+}
+
+func errEngine(err error) error {
+	return apierr.New(errdefs.ErrFailedPrecondition,
+		"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
+		WithCode("engine_mismatch").WithCause(err)
 }

@@ -33,6 +33,20 @@ func (s faultyStore) CopyNames(ctx context.Context, from, to string) error {
 	return s.Store.CopyNames(ctx, from, to)
 }
 
+func (s faultyStore) SwapNames(ctx context.Context, id sandbox.ID, from string, kept snapshot.ID) error {
+	if err := s.p.step("swap names"); err != nil {
+		return err
+	}
+	return s.Store.SwapNames(ctx, id, from, kept)
+}
+
+func (s faultyStore) SettleNames(ctx context.Context, id sandbox.ID, kept snapshot.ID, back bool) error {
+	if err := s.p.step("settle names"); err != nil {
+		return err
+	}
+	return s.Store.SettleNames(ctx, id, kept, back)
+}
+
 func (s faultyStore) Artifacts(ctx context.Context) ([]snapshot.Artifact, error) {
 	if s.p.dead.Load() {
 		return nil, errDead

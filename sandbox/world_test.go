@@ -374,6 +374,7 @@ type box struct {
 	prepared control.Init
 	silent   bool // the agent does not answer
 	refuse   bool
+	from     snapshot.ID // what it was restored from
 	servers  []*control.Server
 }
 

@@ -66,8 +66,14 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteEventsStmt, err = db.PrepareContext(ctx, deleteEvents); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteEvents: %w", err)
 	}
+	if q.deleteKeptNamesStmt, err = db.PrepareContext(ctx, deleteKeptNames); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteKeptNames: %w", err)
+	}
 	if q.deleteLostNamesStmt, err = db.PrepareContext(ctx, deleteLostNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteLostNames: %w", err)
+	}
+	if q.deleteMarkStmt, err = db.PrepareContext(ctx, deleteMark); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteMark: %w", err)
 	}
 	if q.deleteOldBuildsStmt, err = db.PrepareContext(ctx, deleteOldBuilds); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteOldBuilds: %w", err)
@@ -203,6 +209,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.lockTemplateStmt, err = db.PrepareContext(ctx, lockTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query LockTemplate: %w", err)
+	}
+	if q.moveNamesStmt, err = db.PrepareContext(ctx, moveNames); err != nil {
+		return nil, fmt.Errorf("error preparing query MoveNames: %w", err)
 	}
 	if q.namesStmt, err = db.PrepareContext(ctx, names); err != nil {
 		return nil, fmt.Errorf("error preparing query Names: %w", err)
@@ -360,9 +369,19 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing deleteEventsStmt: %w", cerr)
 		}
 	}
+	if q.deleteKeptNamesStmt != nil {
+		if cerr := q.deleteKeptNamesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteKeptNamesStmt: %w", cerr)
+		}
+	}
 	if q.deleteLostNamesStmt != nil {
 		if cerr := q.deleteLostNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteLostNamesStmt: %w", cerr)
+		}
+	}
+	if q.deleteMarkStmt != nil {
+		if cerr := q.deleteMarkStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteMarkStmt: %w", cerr)
 		}
 	}
 	if q.deleteOldBuildsStmt != nil {
@@ -590,6 +609,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing lockTemplateStmt: %w", cerr)
 		}
 	}
+	if q.moveNamesStmt != nil {
+		if cerr := q.moveNamesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing moveNamesStmt: %w", cerr)
+		}
+	}
 	if q.namesStmt != nil {
 		if cerr := q.namesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing namesStmt: %w", cerr)
@@ -778,7 +802,9 @@ type Queries struct {
 	countTemplateTagsStmt       *sql.Stmt
 	deleteBuildStmt             *sql.Stmt
 	deleteEventsStmt            *sql.Stmt
+	deleteKeptNamesStmt         *sql.Stmt
 	deleteLostNamesStmt         *sql.Stmt
+	deleteMarkStmt              *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
 	deleteRecordsBeforeStmt     *sql.Stmt
 	deleteRunsBeforeStmt        *sql.Stmt
@@ -824,6 +850,7 @@ type Queries struct {
 	listTemplatesStmt           *sql.Stmt
 	lockTeamStmt                *sql.Stmt
 	lockTemplateStmt            *sql.Stmt
+	moveNamesStmt               *sql.Stmt
 	namesStmt                   *sql.Stmt
 	nextDeadlineStmt            *sql.Stmt
 	nextValueStmt               *sql.Stmt
@@ -871,7 +898,9 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		countTemplateTagsStmt:       q.countTemplateTagsStmt,
 		deleteBuildStmt:             q.deleteBuildStmt,
 		deleteEventsStmt:            q.deleteEventsStmt,
+		deleteKeptNamesStmt:         q.deleteKeptNamesStmt,
 		deleteLostNamesStmt:         q.deleteLostNamesStmt,
+		deleteMarkStmt:              q.deleteMarkStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,
 		deleteRecordsBeforeStmt:     q.deleteRecordsBeforeStmt,
 		deleteRunsBeforeStmt:        q.deleteRunsBeforeStmt,
@@ -917,6 +946,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		listTemplatesStmt:           q.listTemplatesStmt,
 		lockTeamStmt:                q.lockTeamStmt,
 		lockTemplateStmt:            q.lockTemplateStmt,
+		moveNamesStmt:               q.moveNamesStmt,
 		namesStmt:                   q.namesStmt,
 		nextDeadlineStmt:            q.nextDeadlineStmt,
 		nextValueStmt:               q.nextValueStmt,
