@@ -38,6 +38,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		m.destroyOrphans(ctx)
 		m.collectArtifacts(ctx)
 		m.tasks.add(m.runPool)
+		m.tasks.add(m.watchTeams)
 		tick := time.NewTicker(m.cfg.SweepInterval)
 		defer tick.Stop()
 		var pruned time.Time

@@ -103,6 +103,9 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if err != nil {
 		return Sandbox{}, err
 	}
+	if err := m.mayUse(ctx, sb.Team); err != nil {
+		return Sandbox{}, err
+	}
 	e := newEntry(id, sb.Team, abort)
 	m.mu.Lock()
 	if m.entries[id] != nil {

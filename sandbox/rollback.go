@@ -167,6 +167,11 @@ func (m *Manager) replace(ctx context.Context, who identity.Principal, id ID, to
 	if err != nil {
 		return Sandbox{}, err
 	}
+	if sleeping {
+		if err := m.mayUse(ctx, sb.Team); err != nil {
+			return Sandbox{}, err
+		}
+	}
 	// Its turn comes first: a queue that is full must not cost it its box.
 	leave, err := m.admission.enter(ctx, sb.Team, nil)
 	if err != nil {

@@ -12,11 +12,11 @@ import (
 	"github.com/caisson-dev/caisson/template"
 )
 
-func (s faultyStore) PutSnapshot(ctx context.Context, snap template.Snapshot, ev audit.Event) (template.Snapshot, []snapshot.ID, error) {
+func (s faultyStore) PutSnapshot(ctx context.Context, snap template.Snapshot, most sandbox.SnapshotQuota, ev audit.Event) (template.Snapshot, []snapshot.ID, error) {
 	if err := s.p.step("put snapshot"); err != nil {
 		return snap, nil, err
 	}
-	return s.Store.PutSnapshot(ctx, snap, ev)
+	return s.Store.PutSnapshot(ctx, snap, most, ev)
 }
 
 func (s faultyStore) DeleteSnapshot(ctx context.Context, id template.ID, tag, actor string) ([]snapshot.ID, error) {

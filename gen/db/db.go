@@ -96,6 +96,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteSandboxRecordsStmt, err = db.PrepareContext(ctx, deleteSandboxRecords); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteSandboxRecords: %w", err)
 	}
+	if q.deleteTeamBudgetStmt, err = db.PrepareContext(ctx, deleteTeamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteTeamBudget: %w", err)
+	}
 	if q.deleteTemplateStmt, err = db.PrepareContext(ctx, deleteTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplate: %w", err)
 	}
@@ -234,6 +237,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.putMetaStmt, err = db.PrepareContext(ctx, putMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query PutMeta: %w", err)
 	}
+	if q.putTeamBudgetStmt, err = db.PrepareContext(ctx, putTeamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query PutTeamBudget: %w", err)
+	}
 	if q.putTemplateStmt, err = db.PrepareContext(ctx, putTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query PutTemplate: %w", err)
 	}
@@ -264,11 +270,26 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.setTeamLimitStmt, err = db.PrepareContext(ctx, setTeamLimit); err != nil {
 		return nil, fmt.Errorf("error preparing query SetTeamLimit: %w", err)
 	}
+	if q.teamArtifactsStmt, err = db.PrepareContext(ctx, teamArtifacts); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamArtifacts: %w", err)
+	}
+	if q.teamBudgetStmt, err = db.PrepareContext(ctx, teamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamBudget: %w", err)
+	}
 	if q.teamRunsStmt, err = db.PrepareContext(ctx, teamRuns); err != nil {
 		return nil, fmt.Errorf("error preparing query TeamRuns: %w", err)
 	}
+	if q.teamRunsAcrossStmt, err = db.PrepareContext(ctx, teamRunsAcross); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamRunsAcross: %w", err)
+	}
 	if q.teamSpansStmt, err = db.PrepareContext(ctx, teamSpans); err != nil {
 		return nil, fmt.Errorf("error preparing query TeamSpans: %w", err)
+	}
+	if q.teamUsedEndedStmt, err = db.PrepareContext(ctx, teamUsedEnded); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamUsedEnded: %w", err)
+	}
+	if q.teamUsedOpenStmt, err = db.PrepareContext(ctx, teamUsedOpen); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamUsedOpen: %w", err)
 	}
 	if q.templateByIDStmt, err = db.PrepareContext(ctx, templateByID); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateByID: %w", err)
@@ -417,6 +438,11 @@ func (q *Queries) Close() error {
 	if q.deleteSandboxRecordsStmt != nil {
 		if cerr := q.deleteSandboxRecordsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteSandboxRecordsStmt: %w", cerr)
+		}
+	}
+	if q.deleteTeamBudgetStmt != nil {
+		if cerr := q.deleteTeamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteTeamBudgetStmt: %w", cerr)
 		}
 	}
 	if q.deleteTemplateStmt != nil {
@@ -649,6 +675,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing putMetaStmt: %w", cerr)
 		}
 	}
+	if q.putTeamBudgetStmt != nil {
+		if cerr := q.putTeamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing putTeamBudgetStmt: %w", cerr)
+		}
+	}
 	if q.putTemplateStmt != nil {
 		if cerr := q.putTemplateStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing putTemplateStmt: %w", cerr)
@@ -699,14 +730,39 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing setTeamLimitStmt: %w", cerr)
 		}
 	}
+	if q.teamArtifactsStmt != nil {
+		if cerr := q.teamArtifactsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamArtifactsStmt: %w", cerr)
+		}
+	}
+	if q.teamBudgetStmt != nil {
+		if cerr := q.teamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamBudgetStmt: %w", cerr)
+		}
+	}
 	if q.teamRunsStmt != nil {
 		if cerr := q.teamRunsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing teamRunsStmt: %w", cerr)
 		}
 	}
+	if q.teamRunsAcrossStmt != nil {
+		if cerr := q.teamRunsAcrossStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamRunsAcrossStmt: %w", cerr)
+		}
+	}
 	if q.teamSpansStmt != nil {
 		if cerr := q.teamSpansStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing teamSpansStmt: %w", cerr)
+		}
+	}
+	if q.teamUsedEndedStmt != nil {
+		if cerr := q.teamUsedEndedStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamUsedEndedStmt: %w", cerr)
+		}
+	}
+	if q.teamUsedOpenStmt != nil {
+		if cerr := q.teamUsedOpenStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamUsedOpenStmt: %w", cerr)
 		}
 	}
 	if q.templateByIDStmt != nil {
@@ -812,6 +868,7 @@ type Queries struct {
 	deleteSandboxStmt           *sql.Stmt
 	deleteSandboxNamesStmt      *sql.Stmt
 	deleteSandboxRecordsStmt    *sql.Stmt
+	deleteTeamBudgetStmt        *sql.Stmt
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
 	dropArtifactStmt            *sql.Stmt
@@ -858,6 +915,7 @@ type Queries struct {
 	publicTemplateByNameStmt    *sql.Stmt
 	putBuildStmt                *sql.Stmt
 	putMetaStmt                 *sql.Stmt
+	putTeamBudgetStmt           *sql.Stmt
 	putTemplateStmt             *sql.Stmt
 	putTemplateTagStmt          *sql.Stmt
 	referredArtifactsStmt       *sql.Stmt
@@ -868,8 +926,13 @@ type Queries struct {
 	sandboxByKeyStmt            *sql.Stmt
 	sandboxRunsStmt             *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
+	teamArtifactsStmt           *sql.Stmt
+	teamBudgetStmt              *sql.Stmt
 	teamRunsStmt                *sql.Stmt
+	teamRunsAcrossStmt          *sql.Stmt
 	teamSpansStmt               *sql.Stmt
+	teamUsedEndedStmt           *sql.Stmt
+	teamUsedOpenStmt            *sql.Stmt
 	templateByIDStmt            *sql.Stmt
 	templateByNameStmt          *sql.Stmt
 	templateNamesStmt           *sql.Stmt
@@ -908,6 +971,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteSandboxStmt:           q.deleteSandboxStmt,
 		deleteSandboxNamesStmt:      q.deleteSandboxNamesStmt,
 		deleteSandboxRecordsStmt:    q.deleteSandboxRecordsStmt,
+		deleteTeamBudgetStmt:        q.deleteTeamBudgetStmt,
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
 		dropArtifactStmt:            q.dropArtifactStmt,
@@ -954,6 +1018,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		publicTemplateByNameStmt:    q.publicTemplateByNameStmt,
 		putBuildStmt:                q.putBuildStmt,
 		putMetaStmt:                 q.putMetaStmt,
+		putTeamBudgetStmt:           q.putTeamBudgetStmt,
 		putTemplateStmt:             q.putTemplateStmt,
 		putTemplateTagStmt:          q.putTemplateTagStmt,
 		referredArtifactsStmt:       q.referredArtifactsStmt,
@@ -964,8 +1029,13 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		sandboxByKeyStmt:            q.sandboxByKeyStmt,
 		sandboxRunsStmt:             q.sandboxRunsStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
+		teamArtifactsStmt:           q.teamArtifactsStmt,
+		teamBudgetStmt:              q.teamBudgetStmt,
 		teamRunsStmt:                q.teamRunsStmt,
+		teamRunsAcrossStmt:          q.teamRunsAcrossStmt,
 		teamSpansStmt:               q.teamSpansStmt,
+		teamUsedEndedStmt:           q.teamUsedEndedStmt,
+		teamUsedOpenStmt:            q.teamUsedOpenStmt,
 		templateByIDStmt:            q.templateByIDStmt,
 		templateByNameStmt:          q.templateByNameStmt,
 		templateNamesStmt:           q.templateNamesStmt,
