@@ -75,8 +75,14 @@ type Change struct {
 	Patch string
 }
 
-// Limits bound a comparison; zero members mean the defaults named.
-type Limits struct {
+// Options bound a comparison and say what is not compared; zero members mean the
+// defaults named.
+type Options struct {
+	// Ignore names paths that are left out, with all below them.
+	Ignore []string
+	// Begin and End are the first and the last line of a block that is left out of
+	// texts in etc/, where both are set.
+	Begin, End string
 	// Changes is how many are listed. Default 20,000.
 	Changes int
 	// Entries is how many entries a layer may have. Default 500,000.
@@ -88,20 +94,20 @@ type Limits struct {
 	PatchBytes int
 }
 
-func (l Limits) withDefaults() Limits {
-	if l.Changes <= 0 {
-		l.Changes = 20_000
+func (o Options) withDefaults() Options {
+	if o.Changes <= 0 {
+		o.Changes = 20_000
 	}
-	if l.Entries <= 0 {
-		l.Entries = 500_000
+	if o.Entries <= 0 {
+		o.Entries = 500_000
 	}
-	if l.FileBytes <= 0 {
-		l.FileBytes = 1 << 20
+	if o.FileBytes <= 0 {
+		o.FileBytes = 1 << 20
 	}
-	if l.PatchBytes == 0 {
-		l.PatchBytes = 8 << 20
+	if o.PatchBytes == 0 {
+		o.PatchBytes = 8 << 20
 	}
-	return l
+	return o
 }
 
 // Report is the result of a comparison, in the order of paths.
@@ -115,11 +121,11 @@ type Report struct {
 
 // Compare lists what changed from a to b. A layer that is damaged is
 // errdefs.ErrInvalidArgument, one beyond a limit errdefs.ErrResourceExhausted.
-func Compare(ctx context.Context, a, b Point, l Limits) (_ Report, err error) {
-	c := &comparison{limits: l.withDefaults(), sameImage: a.Digest == b.Digest && a.Digest != ""}
+func Compare(ctx context.Context, a, b Point, o Options) (_ Report, err error) {
+	c := &comparison{options: o.withDefaults(), sameImage: a.Digest == b.Digest && a.Digest != ""}
 	var roots [2]view
 	for i, p := range []Point{a, b} {
-		s, err := open(ctx, p, c.limits)
+		s, err := open(ctx, p, c.options)
 		if err != nil {
 			return Report{}, err
 		}
@@ -139,7 +145,7 @@ func Compare(ctx context.Context, a, b Point, l Limits) (_ Report, err error) {
 var errEnough = errors.New("as many changes as are listed")
 
 type comparison struct {
-	limits    Limits
+	options   Options
 	sameImage bool
 	patched   int
 	report    Report
@@ -150,7 +156,7 @@ func (c *comparison) walk(ctx context.Context, path string, a, b view) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if c.untouched(a, b) {
+	if c.untouched(a, b) || slices.Contains(c.options.Ignore, path) {
 		return nil
 	}
 	if err := c.entry(path, a, b); err != nil {
@@ -214,11 +220,14 @@ func (c *comparison) entry(path string, a, b view) error {
 		if ch.Content, err = c.contentDiffers(a, b, before, after); err != nil {
 			return err
 		}
+		if ch.Content && c.sameBut(path, a, b, before, after) {
+			ch.Content, after.Size = false, before.Size
+		}
 		if *before == *after && !ch.Content {
 			return nil
 		}
 	}
-	if len(c.report.Changes) >= c.limits.Changes {
+	if len(c.report.Changes) >= c.options.Changes {
 		c.report.Truncated = true
 		return errEnough
 	}
@@ -243,6 +252,39 @@ func (c *comparison) contentDiffers(a, b view, before, after *Meta) (bool, error
 	return !same, err
 }
 
+// sameBut says whether two texts differ in the block alone that is left out.
+func (c *comparison) sameBut(path string, a, b view, before, after *Meta) bool {
+	if c.options.Begin == "" || c.options.End == "" || !strings.HasPrefix(path, "etc/") || before.Type != "file" || after.Type != "file" {
+		return false
+	}
+	var texts [2]string
+	for i, v := range []view{a, b} {
+		size := []int64{before.Size, after.Size}[i]
+		if size > c.options.FileBytes {
+			return false
+		}
+		data, err := io.ReadAll(io.LimitReader(v.data(), size))
+		if err != nil {
+			return false
+		}
+		texts[i] = c.without(string(data))
+	}
+	return texts[0] == texts[1]
+}
+
+// without is a text without the block.
+func (c *comparison) without(text string) string {
+	before, rest, ok := strings.Cut(text, c.options.Begin)
+	if !ok {
+		return text
+	}
+	_, after, ok := strings.Cut(rest, c.options.End)
+	if !ok {
+		return text
+	}
+	return before + after
+}
+
 func equal(a, b io.Reader) (bool, error) {
 	var x, y [64 << 10]byte
 	for {
@@ -265,7 +307,7 @@ func equal(a, b io.Reader) (bool, error) {
 
 // patch adds to a change what git has words for: files and symbolic links.
 func (c *comparison) patch(ch *Change, a, b view) error {
-	if c.limits.PatchBytes < 0 {
+	if c.options.PatchBytes < 0 {
 		return nil
 	}
 	old, err := c.text(a, ch.Before, ch)
@@ -295,7 +337,7 @@ func (c *comparison) patch(ch *Change, a, b view) error {
 	} else {
 		ch.Patch = gitPatch(ch, old, now)
 	}
-	if c.patched+len(ch.Patch) > c.limits.PatchBytes {
+	if c.patched+len(ch.Patch) > c.options.PatchBytes {
 		ch.Patch = ""
 		c.report.PatchesLeftOut++
 		return nil
@@ -320,7 +362,7 @@ func (c *comparison) text(v view, m *Meta, ch *Change) ([]byte, error) {
 	if !ch.Content {
 		return []byte{}, nil // only what is known beside it differs
 	}
-	if m.Size > c.limits.FileBytes {
+	if m.Size > c.options.FileBytes {
 		ch.Large = true
 		return []byte{}, nil
 	}

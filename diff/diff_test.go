@@ -164,7 +164,7 @@ func TestCompareLayers(t *testing.T) {
 			if c.b != nil {
 				b.Layer = layer(t, append([]item{dir("")}, c.b...)...)
 			}
-			r, err := diff.Compare(t.Context(), a, b, diff.Limits{})
+			r, err := diff.Compare(t.Context(), a, b, diff.Options{})
 			if err != nil {
 				t.Fatalf("Compare() = %v", err)
 			}
@@ -175,12 +175,39 @@ func TestCompareLayers(t *testing.T) {
 	}
 }
 
+// What is said to be no change is none, and the rest of such a file is one.
+func TestIgnored(t *testing.T) {
+	t.Parallel()
+	image := base(t, ground...)
+	o := diff.Options{Ignore: []string{"srv"}, Begin: "# begin\n", End: "# end\n"}
+	block := "one\ntwo\nthree\n# begin\nours\n# end\n"
+	for name, c := range map[string]struct {
+		items []item
+		want  []string
+	}{
+		"path":           {[]item{dir("srv"), reg("srv/f", "f\n")}, nil},
+		"block":          {[]item{dir("etc"), reg("etc/hosts", block)}, nil},
+		"block and more": {[]item{dir("etc"), reg("etc/hosts", "zero\n"+block)}, []string{"changed file etc/hosts +4-0"}},
+		"no end":         {[]item{dir("etc"), reg("etc/hosts", "one\ntwo\nthree\n# begin\n")}, []string{"changed file etc/hosts +1-0"}},
+		"elsewhere":      {[]item{dir("opt"), reg("opt/was", "file\n# begin\n# end\n")}, []string{"changed file opt/was +2-0"}},
+	} {
+		r, err := diff.Compare(t.Context(), diff.Point{Image: image, Digest: "d"},
+			diff.Point{Image: image, Digest: "d", Layer: layer(t, append([]item{dir("")}, c.items...)...)}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c.want, summary(r)); d != "" {
+			t.Errorf("%s: changes (-want +got):\n%s", name, d)
+		}
+	}
+}
+
 func TestCompareImages(t *testing.T) {
 	t.Parallel()
 	other := slices.Clone(ground)
 	other[0] = file("etc/hosts", "one\ntwo\nfour\n")
 	a, b := base(t, ground...), base(t, append(other, file("usr/new", "n\n"))...)
-	r, err := diff.Compare(t.Context(), diff.Point{Image: a, Digest: "a"}, diff.Point{Image: b, Digest: "b"}, diff.Limits{})
+	r, err := diff.Compare(t.Context(), diff.Point{Image: a, Digest: "a"}, diff.Point{Image: b, Digest: "b"}, diff.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +227,7 @@ func TestPatchApplies(t *testing.T) {
 	image := base(t, ground...)
 	changed := layer(t, dir(""), dir("etc"), reg("etc/hosts", "zero\none\nthree"), reg("etc/with \"quotes\" and\ttab", "x\n"),
 		dir("opt"), gone("opt/tool"), link("opt/was", "tool/a", tar.TypeSymlink), reg("new", "1\n2\n"), reg("empty", ""))
-	r, err := diff.Compare(t.Context(), diff.Point{Image: image, Digest: "d"}, diff.Point{Image: image, Digest: "d", Layer: changed}, diff.Limits{})
+	r, err := diff.Compare(t.Context(), diff.Point{Image: image, Digest: "d"}, diff.Point{Image: image, Digest: "d", Layer: changed}, diff.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +287,7 @@ func TestRandomText(t *testing.T) {
 		}
 		image := base(t, file("f", old))
 		r, err := diff.Compare(t.Context(), diff.Point{Image: image, Digest: "d"},
-			diff.Point{Image: image, Digest: "d", Layer: layer(t, dir(""), reg("f", now))}, diff.Limits{})
+			diff.Point{Image: image, Digest: "d", Layer: layer(t, dir(""), reg("f", now))}, diff.Options{})
 		if err != nil || len(r.Changes) != 1 {
 			t.Fatalf("Compare() = %+v, %v", r, err)
 		}
@@ -287,7 +314,7 @@ func TestBounds(t *testing.T) {
 	}
 	none := diff.Point{Image: image, Digest: "d"}
 	long := strings.Repeat("line\n", 1000)
-	r, err := diff.Compare(t.Context(), none, at(reg("binary", "a\x00b"), reg("latin", "\xe4"), reg("long", long), reg("short", "x\n")), diff.Limits{FileBytes: 100})
+	r, err := diff.Compare(t.Context(), none, at(reg("binary", "a\x00b"), reg("latin", "\xe4"), reg("long", long), reg("short", "x\n")), diff.Options{FileBytes: 100})
 	if err != nil || len(r.Changes) != 4 {
 		t.Fatalf("Compare() = %+v, %v", r, err)
 	}
@@ -296,11 +323,11 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%s: %+v", c.Path, c)
 		}
 	}
-	r, err = diff.Compare(t.Context(), none, at(reg("a", "1\n"), reg("b", "1\n"), reg("c", "1\n")), diff.Limits{Changes: 2, PatchBytes: 100})
+	r, err = diff.Compare(t.Context(), none, at(reg("a", "1\n"), reg("b", "1\n"), reg("c", "1\n")), diff.Options{Changes: 2, PatchBytes: 100})
 	if err != nil || !r.Truncated || len(r.Changes) != 2 || r.PatchesLeftOut != 1 {
 		t.Errorf("Compare(limits) = %+v, %v", r, err)
 	}
-	if _, err := diff.Compare(t.Context(), none, at(reg("a", ""), reg("b", "")), diff.Limits{Entries: 2}); !errdefs.IsResourceExhausted(err) {
+	if _, err := diff.Compare(t.Context(), none, at(reg("a", ""), reg("b", "")), diff.Options{Entries: 2}); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("Compare(too many entries) = %v", err)
 	}
 	for name, bad := range map[string]item{
@@ -310,7 +337,7 @@ func TestBounds(t *testing.T) {
 		"link to a dir":   link("l", "./", tar.TypeLink),
 		"below a symlink": reg("opt/link/x", ""),
 	} {
-		if _, err := diff.Compare(t.Context(), none, at(bad), diff.Limits{}); !errdefs.IsInvalidArgument(err) {
+		if _, err := diff.Compare(t.Context(), none, at(bad), diff.Options{}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Compare(%s) = %v, want invalid argument", name, err)
 		}
 	}
@@ -318,7 +345,7 @@ func TestBounds(t *testing.T) {
 	if err := damaged.Layer.Truncate(700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := diff.Compare(t.Context(), none, damaged, diff.Limits{}); err == nil {
+	if _, err := diff.Compare(t.Context(), none, damaged, diff.Options{}); err == nil {
 		t.Error("Compare(damaged layer) succeeds")
 	}
 }
@@ -333,7 +360,7 @@ func TestAllDiffers(t *testing.T) {
 	}
 	image := base(t, file("f", a.String()))
 	r, err := diff.Compare(t.Context(), diff.Point{Image: image, Digest: "d"},
-		diff.Point{Image: image, Digest: "d", Layer: layer(t, dir(""), reg("f", b.String()))}, diff.Limits{})
+		diff.Point{Image: image, Digest: "d", Layer: layer(t, dir(""), reg("f", b.String()))}, diff.Options{})
 	if err != nil || len(r.Changes) != 1 || r.Changes[0].Insertions != 20_000 || r.Changes[0].Deletions != 20_000 {
 		t.Fatalf("Compare() = %d changes, %v", len(r.Changes), err)
 	}

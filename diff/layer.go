@@ -39,13 +39,13 @@ type side struct {
 	layer *node
 }
 
-func open(ctx context.Context, p Point, l Limits) (*side, error) {
+func open(ctx context.Context, p Point, o Options) (*side, error) {
 	s := &side{file: p.Layer}
 	if p.Layer != nil {
 		if _, err := p.Layer.Seek(0, io.SeekStart); err != nil {
 			return nil, fmt.Errorf("read layer: %w", err)
 		}
-		root, err := index(ctx, p.Layer, l.Entries)
+		root, err := index(ctx, p.Layer, o.Entries)
 		if err != nil {
 			return nil, fmt.Errorf("read layer: %w", err)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caisson-dev/caisson/agent/machine"
 	"github.com/caisson-dev/caisson/diff"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
@@ -50,7 +51,7 @@ type point struct {
 // Snapshot. Layers are read from copies, started for that behind a network that
 // leads nowhere, so that whatever reading costs is theirs; a copy takes its turn
 // like a create.
-func (m *Manager) Diff(ctx context.Context, who identity.Principal, from, to string, l diff.Limits) (diff.Report, error) {
+func (m *Manager) Diff(ctx context.Context, who identity.Principal, from, to string, l diff.Options) (diff.Report, error) {
 	if err := m.canCopy(); err != nil {
 		return diff.Report{}, err
 	}
@@ -79,6 +80,9 @@ func (m *Manager) Diff(ctx context.Context, who identity.Principal, from, to str
 	if from == "" {
 		points[0] = diff.Point{Image: points[1].Image, Digest: points[1].Digest}
 	}
+	// What the agent of every sandbox writes about itself is no change.
+	l.Ignore = append(l.Ignore, ".e2b", "run/e2b", "etc/hostname")
+	l.Begin, l.End = machine.BlockBegin, machine.BlockEnd
 	return diff.Compare(ctx, points[0], points[1], l)
 }
 

@@ -20,7 +20,7 @@ import (
 type Tree interface {
 	Rollback(ctx context.Context, who identity.Principal, id sandbox.ID, ref string) (sandbox.Sandbox, error)
 	Promote(ctx context.Context, who identity.Principal, id sandbox.ID) (sandbox.Sandbox, error)
-	Diff(ctx context.Context, who identity.Principal, from, to string, l diff.Limits) (diff.Report, error)
+	Diff(ctx context.Context, who identity.Principal, from, to string, l diff.Options) (diff.Report, error)
 }
 
 // maxReference bounds the name of a point.
@@ -71,7 +71,7 @@ func (s *server) GetDiff(ctx context.Context, r nativeapi.GetDiffRequestObject) 
 			return nil, apierr.Field(name, "is longer than %d bytes", maxReference)
 		}
 	}
-	l := diff.Limits{}
+	l := diff.Options{}
 	if r.Params.Patch != nil && !*r.Params.Patch {
 		l.PatchBytes = -1
 	}
