@@ -42,6 +42,7 @@ type world struct {
 	// metrics and memory go to the processes that are booted.
 	metrics sandbox.Metrics
 	memory  func() (int64, error)
+	teams   sandbox.TeamBudgets
 }
 
 func newWorld(t *testing.T) *world {
@@ -100,6 +101,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Provider:  faultyProvider{w.boxes, p},
 		Guard:     faultyGuard{p.guard, p},
 		Vault:     faultyVault{w.vault, p},
+		Teams:     w.teams,
 		Policy:    policy,
 		Closing:   p.closing,
 		Metrics:   w.metrics, FreeMemory: w.memory,
