@@ -125,7 +125,7 @@ func TestPauseCycles(t *testing.T) {
 	counted := 0
 	for i := range cycles {
 		// Every file grows by a little, and there is one more.
-		got := sh(t, shared, b, fmt.Sprintf("cd /home/user; for f in r*; do [ -f $f ] && head -c 200 /dev/urandom >> $f; done; "+
+		got := sh(t, shared, b, fmt.Sprintf("cd /home/user; head -c 200 /dev/urandom > more; [ ! -f r0 ] || tee -a r* < more > /dev/null; "+
 			"head -c 2000 /dev/urandom > r%d; sha256sum r* > sums; echo %d >> log; wc -l < /tmp/n; date +%%s", i, i))
 		var n int
 		var at int64
