@@ -159,7 +159,7 @@ func start(t *testing.T, o settings) *stack {
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 		ConcurrentCreates: o.slots, CreateQueue: o.queue,
 	}, sandbox.Deps{
-		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Vault: vault,
+		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Teams: s.store, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), FreeMemory: o.memory, Log: log,
 	})
 	if err != nil {

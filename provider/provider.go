@@ -130,6 +130,7 @@ type Capabilities struct {
 	Snapshots      []snapshot.Kind `json:"snapshots"`
 	EnforcesEgress bool            `json:"enforcesEgress"`
 	BuildsImages   bool            `json:"buildsImages"`
+	ExportsLayers  bool            `json:"exportsLayers"`
 	Limits         []Limit         `json:"limits"`
 }
 

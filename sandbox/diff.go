@@ -23,6 +23,8 @@ import (
 )
 
 const (
+	// diffsAtOnce bounds comparisons, whose lists are held in memory.
+	diffsAtOnce = 2
 	// exportMemory is what a copy gets beyond its source's limit, in MiB, for
 	// reading its files.
 	exportMemory = 256
@@ -57,6 +59,15 @@ func (m *Manager) Diff(ctx context.Context, who identity.Principal, from, to str
 	}
 	if to == "" {
 		return diff.Report{}, apierr.Field("to", "must be given")
+	}
+	if !m.deps.Provider.Capabilities().ExportsLayers {
+		return diff.Report{}, fmt.Errorf("provider %s cannot export files: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
+	}
+	select {
+	case m.diffs <- struct{}{}:
+		defer func() { <-m.diffs }()
+	case <-ctx.Done():
+		return diff.Report{}, context.Cause(ctx)
 	}
 	var points [2]diff.Point
 	for i, ref := range []string{from, to} {

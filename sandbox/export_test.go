@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"time"
 
 	"github.com/caisson-dev/caisson/identity"
@@ -31,3 +32,6 @@ func (m *Manager) ClockJumps(d time.Duration) {
 		m.paused[id] = sleeper{s.team, s.since.Add(-d)}
 	}
 }
+
+// Sweep is one round of what Run does once a minute.
+func (m *Manager) Sweep(ctx context.Context) { m.sweep(ctx) }

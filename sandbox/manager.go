@@ -200,6 +200,9 @@ type Manager struct {
 	// clearing is a lock that is held while an orphaned box is judged and
 	// destroyed: a resume, which makes a box of the same id, waits for that.
 	clearing chan struct{}
+	// diffs are the turns of comparisons, each of which takes memory of this
+	// process.
+	diffs chan struct{}
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
@@ -235,6 +238,7 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		admission: newAdmission(cfg, deps),
 		wake:      make(chan struct{}, 1),
 		clearing:  make(chan struct{}, 1),
+		diffs:     make(chan struct{}, diffsAtOnce),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},

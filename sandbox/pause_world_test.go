@@ -1,11 +1,14 @@
 package sandbox_test
 
 import (
+	"archive/tar"
 	"context"
 	"crypto/rand"
 	"errors"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,12 +23,23 @@ import (
 type vault struct {
 	mu  sync.Mutex
 	has map[snapshot.ID]time.Time
+	// root is where its files are, if there are any.
+	root string
 }
 
 func (v *vault) ids() []snapshot.ID {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Sorted(maps.Keys(v.has))
+}
+
+// dir makes a directory where there is one to make it in.
+func (v *vault) dir(id snapshot.ID) (string, error) {
+	path := filepath.Join(v.root, string(id))
+	if v.root == "" {
+		return path, nil
+	}
+	return path, os.MkdirAll(path, 0o700)
 }
 
 type faultyVault struct {
@@ -42,7 +56,7 @@ func (f faultyVault) Dir(_ context.Context, id snapshot.ID) (string, error) {
 	if _, ok := f.v.has[id]; !ok {
 		f.v.has[id] = time.Now()
 	}
-	return "/vault/" + string(id), nil
+	return f.v.dir(id)
 }
 
 func (f faultyVault) Sync(context.Context, snapshot.ID) error { return f.p.step("sync") }
@@ -93,6 +107,25 @@ func (o *openBox) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vaul
 	o.host.mu.Unlock()
 	_, err := v.Dir(ctx, a.ID)
 	return a, err
+}
+
+// ExportLayer implements provider.LayerExporter: what was restored has one file,
+// named after the artifact.
+func (o *openBox) ExportLayer(_ context.Context, w io.Writer) error {
+	if err := o.p.step("export"); err != nil {
+		return err
+	}
+	o.host.mu.Lock()
+	from := string(o.from)
+	o.host.mu.Unlock()
+	tw := tar.NewWriter(w)
+	for _, h := range []tar.Header{{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "./" + from, Typeflag: tar.TypeReg, Mode: 0o600, Size: 1}} {
+		if err := tw.WriteHeader(&h); err != nil {
+			return err
+		}
+	}
+	_, err := tw.Write([]byte("x"))
+	return errors.Join(err, tw.Close())
 }
 
 // Restore implements provider.Restorer.

@@ -71,11 +71,15 @@ func (s *server) GetDiff(ctx context.Context, r nativeapi.GetDiffRequestObject) 
 			return nil, apierr.Field(name, "is longer than %d bytes", maxReference)
 		}
 	}
+	who := api.Caller(ctx)
+	if q, ok := s.Creates.Allow(string(who.Team)); !ok { // it starts copies
+		return nil, api.TooFast(q, "too many creates")
+	}
 	l := diff.Options{}
 	if r.Params.Patch != nil && !*r.Params.Patch {
 		l.PatchBytes = -1
 	}
-	rep, err := s.Tree.Diff(ctx, api.Caller(ctx), from, to, l)
+	rep, err := s.Tree.Diff(ctx, who, from, to, l)
 	if err != nil {
 		return nil, err
 	}

@@ -70,6 +70,7 @@ func Run(t *testing.T, newProvider Factory, o Options) {
 		{"Claim", s.claim},
 		{"SnapshotMemory", s.snapshotMemory},
 		{"SnapshotFilesystem", s.snapshotFilesystem},
+		{"ExportLayer", s.exportLayer},
 		{"SnapshotMisfits", s.snapshotMisfits},
 		{"Leaks", s.leaks},
 	} {
