@@ -34,6 +34,11 @@ func TestOutOfFiles(t *testing.T) {
 	if err := unix.Prlimit(s.PID(), unix.RLIMIT_NOFILE, nil, &was); err != nil {
 		t.Skipf("the limit of the server cannot be read: %v", err)
 	}
+	asleep := create(t, s, nil)
+	sh(t, s, asleep, "echo kept > /tmp/f")
+	if err := s.API(t.Context(), http.MethodPost, "/sandboxes/"+asleep.ID+"/pause", nil, nil); err != nil {
+		t.Fatal(err)
+	}
 	before := openFiles(t, s)
 	low := unix.Rlimit{Cur: uint64(before + 3), Max: was.Max}
 	if err := unix.Prlimit(s.PID(), unix.RLIMIT_NOFILE, &low, nil); err != nil {
@@ -55,17 +60,25 @@ func TestOutOfFiles(t *testing.T) {
 	if refused == 0 || refused+len(fit) < 4 {
 		t.Errorf("%d of 4 creates were refused with the reason, %d succeeded", refused, len(fit))
 	}
+	err := s.API(t.Context(), http.MethodPost, "/v2/sandboxes/"+asleep.ID+"/connect", map[string]any{"timeout": 300}, nil)
+	if status(err) != http.StatusServiceUnavailable {
+		t.Errorf("resume: %v, want 503", err)
+	}
 	if got := sh(t, s, b, grows(pid)); got.Stdout != "counts\n" {
 		t.Errorf("the sandbox meanwhile: %+v", got)
 	}
 	if err := unix.Prlimit(s.PID(), unix.RLIMIT_NOFILE, &was, nil); err != nil {
 		t.Fatal(err)
 	}
+	connect(t, s, asleep.ID)
+	if got := sh(t, s, asleep, "cat /tmp/f"); got.Stdout != "kept\n" {
+		t.Errorf("the paused one afterwards: %+v", got)
+	}
 	other := create(t, s, nil)
 	if got := sh(t, s, other, "echo well"); got.Stdout != "well\n" {
 		t.Errorf("afterwards %+v", got)
 	}
-	for _, b := range append(fit, other) {
+	for _, b := range append(fit, other, asleep) {
 		if err := s.Kill(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
