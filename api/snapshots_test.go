@@ -24,7 +24,7 @@ func (s *stack) record(t *testing.T, id template.ID, name, tag string) template.
 	b.Artifact = &snapshot.Artifact{ID: snapshot.ID(string(id) + tag), Kind: snapshot.Memory, ABI: "abi", SizeBytes: 7}
 	snap, _, err := s.store.PutSnapshot(t.Context(), template.Snapshot{
 		Template: id, Team: identity.DefaultTeam, Name: name, Tag: tag, Build: b, TaggedAt: now,
-	}, audit.Event{Type: "snapshot.created", Team: string(identity.DefaultTeam)})
+	}, sandbox.SnapshotQuota{}, audit.Event{Type: "snapshot.created", Team: string(identity.DefaultTeam)})
 	if err != nil {
 		t.Fatal(err)
 	}

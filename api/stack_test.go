@@ -159,7 +159,7 @@ func start(t *testing.T, o settings) *stack {
 		MaxTimeout: time.Hour, MaxPerTeam: o.maxPerTeam, Defaults: defaults, Unenforced: limits, DefaultUser: "root",
 		ConcurrentCreates: o.slots, CreateQueue: o.queue,
 	}, sandbox.Deps{
-		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Vault: vault,
+		Store: s.store, Snapshots: s.store, Templates: templates{s.store}, Provider: prov, Guard: gate{}, Teams: s.store, Vault: vault,
 		Policy: policy, Seed: identity.NewSeed(), FreeMemory: o.memory, Log: log,
 	})
 	if err != nil {
@@ -199,7 +199,7 @@ func start(t *testing.T, o settings) *stack {
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, Tree: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
 			Meter: measures, Budgets: s.manager, Batches: batches, Stop: s.stop, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},

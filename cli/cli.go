@@ -58,6 +58,8 @@ type Local struct {
 	CreateKey func(ctx context.Context, cfg config.Config, team, name string) (client.Key, error)
 	ListKeys  func(ctx context.Context, cfg config.Config, team string) ([]client.Key, error)
 	RevokeKey func(ctx context.Context, cfg config.Config, team, id string) error
+	// SetTeamBudget gives a team of the data directory a budget, nil the server's.
+	SetTeamBudget func(ctx context.Context, cfg config.Config, team string, b *client.BudgetOfTeam) error
 }
 
 // ServeOptions are what Serve gets beside the configuration.
@@ -183,7 +185,7 @@ caisson run --data ./data -- python3 -c 'print(6 * 7)'`,
 		}
 	}
 	add("use", s.runCommand(), s.sandboxCommand(), s.templateCommand(), s.snapshotCommand(), s.egressGroup())
-	add("operate", s.serveCommand(), s.initCommand(), s.doctorCommand(), s.configCommand(), s.poolCommand(), s.keyCommand(), s.usageCommand(), s.versionCommand())
+	add("operate", s.serveCommand(), s.initCommand(), s.doctorCommand(), s.configCommand(), s.poolCommand(), s.keyCommand(), s.usageCommand(), s.budgetCommand(), s.versionCommand())
 	for _, c := range []*cobra.Command{s.execCommand(), s.shellCommand(), s.copyCommand(), s.listCommand()} {
 		c.Hidden = true
 		root.AddCommand(c)

@@ -23,7 +23,8 @@ func (s *session) sandboxCommand() *cobra.Command {
 	}
 	cmd.AddCommand(s.createCommand(), s.listCommand(), s.statusCommand(), s.sandboxRunCommand(), s.execCommand(),
 		s.shellCommand(), s.copyCommand(), s.logsCommand(), s.egressCommand(),
-		s.pauseCommand(), s.resumeCommand(), s.snapshotCreate(), s.forkCommand(), s.lineageCommand(), s.stopCommand())
+		s.pauseCommand(), s.resumeCommand(), s.snapshotCreate(), s.forkCommand(), s.rollbackCommand(), s.promoteCommand(), s.diffCommand(),
+		s.lineageCommand(), s.sandboxPrune(), s.metricsCommand(), s.stopCommand())
 	return cmd
 }
 

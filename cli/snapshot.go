@@ -14,7 +14,7 @@ import (
 
 func (s *session) snapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "snapshot", Short: "List and delete snapshots of sandboxes", Args: noSubcommand, RunE: showHelp}
-	cmd.AddCommand(s.snapshotList(), s.snapshotDelete())
+	cmd.AddCommand(s.snapshotList(), s.snapshotDelete(), s.snapshotPrune())
 	return cmd
 }
 

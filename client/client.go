@@ -12,6 +12,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -110,6 +111,8 @@ type request struct {
 	in, out      any
 	// idempotencyKey is sent when it is not empty.
 	idempotencyKey string
+	// most bounds the answer in bytes; 0 means maxBody.
+	most int64
 	// header receives the response headers when it is not nil.
 	header *http.Header
 }
@@ -127,11 +130,12 @@ func (c *Client) do(ctx context.Context, r request) error {
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
 		return nil
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	most := cmp.Or(r.most, maxBody)
+	data, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	if err != nil {
 		return &Error{Op: r.method + " " + r.path, Message: "reading the answer: " + err.Error(), cause: err}
 	}
-	if len(data) > maxBody {
+	if int64(len(data)) > most {
 		return &Error{Op: r.method + " " + r.path, Status: resp.StatusCode, Message: "the answer is too large"}
 	}
 	if err := json.Unmarshal(data, r.out); err != nil {

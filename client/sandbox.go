@@ -58,6 +58,8 @@ type Sandbox struct {
 	EndedAt  time.Time `json:"endedAt,omitzero"`
 	PausedAt time.Time `json:"pausedAt,omitzero"`
 	Saved    *Saved    `json:"saved,omitempty"`
+	// Budget bounds what it may use over all its runs; nil when nothing does.
+	Budget *Budget `json:"budget,omitempty"`
 	// Origin is of what it is a copy; nil for one that started fresh.
 	Origin *Origin `json:"origin,omitempty"`
 	// AgentToken is set, from Create and Get and not in lists, on a sandbox

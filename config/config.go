@@ -60,27 +60,33 @@ type Egress struct {
 // Limits are the defaults of a sandbox and the most a request may ask for.
 // Templates can set their own defaults below the maxima.
 type Limits struct {
-	MemoryMiB        MiB           `key:"memory_mib" doc:"Memory of a sandbox."`
-	CPUs             int           `key:"cpus" doc:"Virtual CPUs of a sandbox, and its share of CPU time."`
-	DiskMiB          MiB           `key:"disk_mib" doc:"What a sandbox may write to its file system."`
-	Processes        int64         `key:"processes" doc:"Processes and threads per user in a sandbox."`
-	WallTime         time.Duration `key:"wall_time" doc:"Longest run of one command; 0 means no limit."`
-	OutputBytes      Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
-	SandboxesPerTeam int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
-	BatchConcurrency int           `key:"batch_concurrency" doc:"Most items of a batch that run at a time."`
-	PausedPerTeam    int           `key:"paused_per_team" doc:"How many paused sandboxes a team may have before a pause by request is refused; 0 means no limit. A pause by timeout or budget is never refused, but what it paused counts."`
-	MaxTimeout       time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
-	MaxMemoryMiB     MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
-	MaxCPUs          int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
-	MaxDiskMiB       MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
-	MaxProcesses     int64         `key:"max_processes" doc:"Most processes and threads per user that a request or a template may ask for."`
-	CreateQueue      int           `key:"create_queue" doc:"Creates, resumes and children of forks that may wait to be started, of all teams; what is above is answered 429. 0 lets nothing wait."`
-	CreateQueueWait  time.Duration `key:"create_queue_wait" doc:"Longest wait in that queue, before the answer is 429."`
-	MemoryReserveMiB MiB           `key:"memory_reserve_mib" doc:"Memory of the host that stays free when sandboxes are started: below it the answer is 503."`
-	BudgetCPU        time.Duration `key:"budget_cpu" doc:"CPU time that a sandbox may use over all its runs before it is paused, unless it is created with less; 0 means no limit."`
-	BudgetWall       time.Duration `key:"budget_wall" doc:"The same for the time it runs."`
-	BudgetEgress     Bytes         `key:"budget_egress" doc:"The same for bytes of the connections it opens, both directions."`
-	Unenforced       []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
+	MemoryMiB            MiB           `key:"memory_mib" doc:"Memory of a sandbox."`
+	CPUs                 int           `key:"cpus" doc:"Virtual CPUs of a sandbox, and its share of CPU time."`
+	DiskMiB              MiB           `key:"disk_mib" doc:"What a sandbox may write to its file system."`
+	Processes            int64         `key:"processes" doc:"Processes and threads per user in a sandbox."`
+	WallTime             time.Duration `key:"wall_time" doc:"Longest run of one command; 0 means no limit."`
+	OutputBytes          Bytes         `key:"output_bytes" doc:"Most output of one command; 0 means no limit."`
+	SandboxesPerTeam     int           `key:"sandboxes_per_team" doc:"Sandboxes a team may have open at a time."`
+	BatchConcurrency     int           `key:"batch_concurrency" doc:"Most items of a batch that run at a time."`
+	PausedPerTeam        int           `key:"paused_per_team" doc:"How many paused sandboxes a team may have before a pause by request is refused; 0 means no limit. A pause by timeout or budget is never refused, but what it paused counts."`
+	SnapshotsPerTeam     int           `key:"snapshots_per_team" doc:"Snapshots a team may keep, each tag counted; 0 means no limit."`
+	SnapshotBytesPerTeam Bytes         `key:"snapshot_bytes_per_team" doc:"Length of all files of a team's snapshots together; 0 means no limit."`
+	MaxTimeout           time.Duration `key:"max_timeout" doc:"Longest time to live a request may ask for."`
+	MaxMemoryMiB         MiB           `key:"max_memory_mib" doc:"Most memory a request or a template may ask for."`
+	MaxCPUs              int           `key:"max_cpus" doc:"Most CPUs a request or a template may ask for."`
+	MaxDiskMiB           MiB           `key:"max_disk_mib" doc:"Most disk a request or a template may ask for."`
+	MaxProcesses         int64         `key:"max_processes" doc:"Most processes and threads per user that a request or a template may ask for."`
+	CreateQueue          int           `key:"create_queue" doc:"Creates, resumes and children of forks that may wait to be started, of all teams; what is above is answered 429. 0 lets nothing wait."`
+	CreateQueueWait      time.Duration `key:"create_queue_wait" doc:"Longest wait in that queue, before the answer is 429."`
+	MemoryReserveMiB     MiB           `key:"memory_reserve_mib" doc:"Memory of the host that stays free when sandboxes are started: below it the answer is 503."`
+	BudgetCPU            time.Duration `key:"budget_cpu" doc:"CPU time that a sandbox may use over all its runs before it is paused, unless it is created with less; 0 means no limit."`
+	BudgetWall           time.Duration `key:"budget_wall" doc:"The same for the time it runs."`
+	BudgetEgress         Bytes         `key:"budget_egress" doc:"The same for bytes of the connections it opens, both directions."`
+	TeamBudgetCPU        time.Duration `key:"team_budget_cpu" doc:"CPU time that all sandboxes of a team together may use in a period; then they are paused, and none is started before the next one. A team can be given its own: caisson budget set --team. 0 means no limit."`
+	TeamBudgetWall       time.Duration `key:"team_budget_wall" doc:"The same for the time they run."`
+	TeamBudgetEgress     Bytes         `key:"team_budget_egress" doc:"The same for bytes of the connections they open, both directions."`
+	TeamBudgetPeriod     string        `key:"team_budget_period" doc:"How long such a budget lasts: day or month, of the calendar in UTC."`
+	Unenforced           []string      `key:"unenforced" doc:"Limits that may go unenforced where the host cannot enforce them: memory, cpu. Without it creating a sandbox fails on such a host."`
 }
 
 // Template says how templates are built.
@@ -148,6 +154,7 @@ func Defaults(env Environ) Config {
 		Limits: Limits{
 			MemoryMiB: 1024, CPUs: 2, DiskMiB: 4096, Processes: 512,
 			WallTime: 24 * time.Hour, OutputBytes: 1 << 30,
+			TeamBudgetPeriod: "month",
 			SandboxesPerTeam: 200, BatchConcurrency: 64, MaxTimeout: 24 * time.Hour,
 			CreateQueue: 256, CreateQueueWait: 30 * time.Second, MemoryReserveMiB: 256,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,

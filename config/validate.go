@@ -212,7 +212,12 @@ func (c *check) limits(l Limits) {
 	if l.MemoryReserveMiB < 0 {
 		c.fail("limits.memory_reserve_mib", "must not be negative")
 	}
-	for key, v := range map[string]int64{"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress)} {
+	c.oneOf("limits.team_budget_period", l.TeamBudgetPeriod, "day", "month")
+	for key, v := range map[string]int64{
+		"limits.budget_cpu": int64(l.BudgetCPU), "limits.budget_wall": int64(l.BudgetWall), "limits.budget_egress": int64(l.BudgetEgress),
+		"limits.team_budget_cpu": int64(l.TeamBudgetCPU), "limits.team_budget_wall": int64(l.TeamBudgetWall), "limits.team_budget_egress": int64(l.TeamBudgetEgress),
+		"limits.snapshots_per_team": int64(l.SnapshotsPerTeam), "limits.snapshot_bytes_per_team": int64(l.SnapshotBytesPerTeam),
+	} {
 		if v < 0 {
 			c.fail(key, "must not be negative")
 		}

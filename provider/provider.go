@@ -6,6 +6,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -84,6 +85,22 @@ type Restorer interface {
 	Restore(ctx context.Context, spec Spec, a snapshot.Artifact, v snapshot.Vault) (Box, error)
 }
 
+// Fitter is a Restorer that can tell beforehand, and cheaply, that it could not
+// restore an artifact: snapshot.ErrOtherEngine.
+type Fitter interface {
+	Fits(a snapshot.Artifact) error
+}
+
+// LayerExporter is a Box that can write what differs in its root filesystem from
+// the image below, as a tar stream with owners and modes. A deleted file is a
+// character device 0/0; a directory with the extended attribute
+// trusted.overlay.opaque "y" hides what the image has there. Mounts such as /tmp
+// and sockets are not in it. It takes memory of the box, as much as its largest
+// file is long.
+type LayerExporter interface {
+	ExportLayer(ctx context.Context, w io.Writer) error
+}
+
 // Destroyer is a Provider that can destroy a box without opening it: one whose
 // agent does not answer, or one that has ended and whose remains it keeps, so
 // that Open can tell how it ended.
@@ -144,6 +161,7 @@ type Capabilities struct {
 	Snapshots      []snapshot.Kind `json:"snapshots"`
 	EnforcesEgress bool            `json:"enforcesEgress"`
 	BuildsImages   bool            `json:"buildsImages"`
+	ExportsLayers  bool            `json:"exportsLayers"`
 	Limits         []Limit         `json:"limits"`
 }
 

@@ -203,6 +203,9 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	if err := r.check(m.cfg); err != nil {
 		return nil, err
 	}
+	if err := m.mayUse(ctx, who.Team); err != nil {
+		return nil, err
+	}
 	tmpl, build, err := m.deps.Templates.Resolve(ctx, who.Team, r.Template)
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func overFake(t testing.TB, cfg sandbox.Config) *process {
 	cfg.Unenforced = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, sandbox.UnenforcedEgress}
 	p := &process{w: w, guard: &guard{attached: map[string]egress.Policy{}}, stopped: make(chan struct{})}
 	p.Manager, err = sandbox.New(cfg, sandbox.Deps{
-		Store: w.db, Templates: resolver{w.db}, Provider: prov, Guard: faultyGuard{p.guard, p}, Policy: policy, Seed: w.seed, Log: quiet(),
+		Store: w.db, Templates: resolver{s: w.db}, Provider: prov, Guard: faultyGuard{p.guard, p}, Policy: policy, Seed: w.seed, Log: quiet(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -137,6 +137,10 @@ func (m *Manager) makeChildren(ctx context.Context, who identity.Principal, f fo
 	if err != nil {
 		return err
 	}
+	if err := m.mayUse(ctx, e.team); err != nil {
+		m.endCopy(e)
+		return err
+	}
 	m.expectChildren(ctx, f.Source, len(which))
 	c, err := m.forkPoint(ctx, e, f.Count)
 	m.endCopy(e)

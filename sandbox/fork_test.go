@@ -352,6 +352,7 @@ func TestSweepDuringFork(t *testing.T) {
 				t.Errorf("child: %v", f.Err)
 			}
 		}
+		synctest.Wait() // the artifact is deleted after the answer
 		if ids := w.vault.ids(); len(ids) != 0 {
 			t.Errorf("artifacts %v are left", ids)
 		}

@@ -136,7 +136,7 @@ func startHanging(t *testing.T, records int, state sandbox.State, set func(*hang
 	}
 	set(h.provider)
 	h.Manager, err = sandbox.New(cfg, sandbox.Deps{
-		Store: w.db, Templates: resolver{w.db}, Provider: h.provider, Guard: wrap(faultyGuard{h.guard, h.process}),
+		Store: w.db, Templates: resolver{s: w.db}, Provider: h.provider, Guard: wrap(faultyGuard{h.guard, h.process}),
 		Policy: policy, Seed: w.seed, Log: slog.New(slog.NewTextHandler(&h.log, nil)),
 	})
 	if err != nil {

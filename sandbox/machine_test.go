@@ -153,6 +153,30 @@ func (m *machine) deleteSnapshot(t *rapid.T) {
 	}
 }
 
+func (m *machine) rollback(t *rapid.T) {
+	id, e := m.pick(t)
+	name := rapid.SampledFrom([]string{"one", "two"}).Draw(t, "name")
+	_, there := m.snaps[name]
+	call := rapid.SampledFrom([]string{"", "", "snapshot", "sync", "swap names", "restore"}).Draw(t, "failing call")
+	saving := call == "snapshot" || call == "sync"
+	fails := call != "" && there && (e.live || e.paused && !saving)
+	if fails {
+		m.p.failNext(call)
+	}
+	sb, err := m.p.Rollback(m.t.Context(), alice, id, name)
+	if want := there && (e.live || e.paused) && !fails; want != (err == nil) {
+		t.Fatalf("Rollback(live %v, paused %v, snapshot there %v, failing %q) = %v", e.live, e.paused, there, call, err)
+	}
+	switch soonest := time.Now().Add(time.Minute).UTC().Truncate(time.Millisecond); {
+	case err == nil && e.paused:
+		e.live, e.paused, e.endsAt = true, false, sb.EndsAt
+	case err == nil && !sb.EndsAt.Equal(e.endsAt):
+		t.Fatalf("Rollback() moved the end from %v to %v", e.endsAt, sb.EndsAt)
+	case fails && saving && e.endsAt.Before(soonest):
+		e.endsAt = soonest // as after a pause that failed
+	}
+}
+
 func (m *machine) fork(t *rapid.T) {
 	id, e := m.pick(t)
 	count := rapid.IntRange(1, 3).Draw(t, "count")
@@ -364,7 +388,7 @@ func TestStateMachine(t *testing.T) {
 			rt.Repeat(map[string]func(*rapid.T){
 				"create": m.create, "create more": m.create, "kill": m.kill, "set timeout": m.setTimeout, "extend": m.extend,
 				"box dies": m.boxDies, "sleep": m.sleep, "restart": m.restart, "pause": m.pause, "connect": m.connect,
-				"snapshot": m.snapshot, "create from": m.createFrom, "delete snapshot": m.deleteSnapshot, "fork": m.fork, "": m.check,
+				"snapshot": m.snapshot, "create from": m.createFrom, "delete snapshot": m.deleteSnapshot, "rollback": m.rollback, "fork": m.fork, "": m.check,
 			})
 		})
 		if failure != nil {

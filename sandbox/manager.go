@@ -66,12 +66,18 @@ type Config struct {
 	// many a team may pause; zero means no limit. A timeout pauses beyond it.
 	KeepPaused time.Duration
 	MaxPaused  int
+	// Snapshots bounds what a team may keep in snapshots.
+	Snapshots SnapshotQuota
 	// Defaults apply where neither request nor template says; Maxima cap both,
 	// where not zero.
 	Defaults, Maxima provider.Resources
 	// Budget is that of a sandbox which is given none, and the most that it can
 	// be given.
 	Budget Budget
+	// TeamBudget is that of a team without one of its own; TeamInterval how often
+	// teams with running sandboxes are looked at. Default 5 s.
+	TeamBudget   TeamBudget
+	TeamInterval time.Duration
 	// Unenforced names limits that may go unenforced where the host cannot;
 	// UnenforcedEgress is for tests over a provider without isolation.
 	Unenforced []provider.Limit
@@ -103,6 +109,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.PauseGrace, 24*time.Hour)
 	orDefault(&c.SaveTimeout, 2*time.Minute)
 	orDefault(&c.SweepInterval, time.Minute)
+	orDefault(&c.TeamInterval, 5*time.Second)
 	orDefault(&c.Retention, 7*24*time.Hour)
 	orDefault(&c.DefaultUser, "user")
 	return c
@@ -124,8 +131,8 @@ type Resolver interface {
 	Build(ctx context.Context, id template.BuildID) (template.Build, error)
 }
 
-// Deps are what a Manager works with. All but Vault, Closing, FreeMemory and
-// Metrics must be set.
+// Deps are what a Manager works with. All but Vault, Snapshots, Teams, Closing,
+// FreeMemory and Metrics must be set.
 type Deps struct {
 	Store     Store
 	Templates Resolver
@@ -137,6 +144,8 @@ type Deps struct {
 	// Snapshots keeps snapshots; without, they and forks are
 	// errdefs.ErrNotImplemented.
 	Snapshots Snapshots
+	// Teams keeps the budgets of teams; without, there are none.
+	Teams TeamBudgets
 	// Policy compiles a network configuration; its errors are the caller's.
 	Policy func(Network) (egress.Policy, error)
 	// Closing is called when the box of a sandbox that ran is about to be saved
@@ -191,6 +200,9 @@ type Manager struct {
 	// clearing is a lock that is held while an orphaned box is judged and
 	// destroyed: a resume, which makes a box of the same id, waits for that.
 	clearing chan struct{}
+	// diffs are the turns of comparisons, each of which takes memory of this
+	// process.
+	diffs chan struct{}
 	// recovered is closed when Run has taken over what an earlier process left.
 	recovered chan struct{}
 
@@ -207,6 +219,8 @@ type Manager struct {
 	leftovers map[snapshot.ID]bool
 	// attempts are the creates with an idempotency key that are under way.
 	attempts map[attemptKey]*attempt
+	// teams is what was last found of the teams with budgets.
+	teams map[identity.TeamID]teamState
 }
 
 // New returns a Manager that starts nothing; Run does.
@@ -226,12 +240,14 @@ func New(cfg Config, deps Deps) (*Manager, error) {
 		admission: newAdmission(cfg, deps),
 		wake:      make(chan struct{}, 1),
 		clearing:  make(chan struct{}, 1),
+		diffs:     make(chan struct{}, diffsAtOnce),
 		recovered: make(chan struct{}),
 		entries:   map[ID]*entry{},
 		dormant:   map[ID]Dormant{},
 		leaving:   map[ID]chan struct{}{},
 		attempts:  map[attemptKey]*attempt{},
 		paused:    map[ID]sleeper{},
+		teams:     map[identity.TeamID]teamState{},
 	}
 	var err error
 	if m.pool, err = m.newPool(); err != nil {

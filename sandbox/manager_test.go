@@ -212,7 +212,7 @@ func TestUnenforceableLimitRefusesCreate(t *testing.T) {
 	}
 	w.boxes.noEgress = true
 	_, err = sandbox.New(cfg, sandbox.Deps{
-		Store: w.db, Templates: resolver{w.db}, Provider: faultyProvider{w.boxes, p}, Guard: faultyGuard{p.guard, p}, Policy: policy, Seed: w.seed, Log: quiet(),
+		Store: w.db, Templates: resolver{s: w.db}, Provider: faultyProvider{w.boxes, p}, Guard: faultyGuard{p.guard, p}, Policy: policy, Seed: w.seed, Log: quiet(),
 	})
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("New() over a provider without egress control = %v, want failed precondition", err)

@@ -117,11 +117,31 @@ func (m *Manager) beginSave(e *entry) {
 // asked for. It goes on when the caller goes away.
 func (m *Manager) save(ctx context.Context, e *entry, k snapshot.Kind, by, why string) error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), m.cfg.SaveTimeout,
-		fmt.Errorf("sandbox was not saved within %s: %w", m.cfg.SaveTimeout, errdefs.ErrUnavailable))
+	ctx, cancel := m.saveContext(ctx)
 	defer cancel()
-	log := m.log.With(slog.String("sandbox", string(e.id)))
+	a, err := m.putAway(ctx, e, k, by, why)
+	if err != nil {
+		return err
+	}
+	if sb, err := m.deps.Store.Get(ctx, e.id); err == nil {
+		m.noteDormant(sb)
+		m.expectResume(ctx, sb)
+	}
+	m.forget(e)
+	took := time.Since(began)
+	m.log.InfoContext(ctx, "sandbox paused", slog.String("sandbox", string(e.id)), slog.String("kind", string(k)),
+		slog.Int64("bytes", a.SizeBytes), slog.Duration("took", took))
+	if f := m.deps.Metrics.Paused; f != nil {
+		f(took)
+	}
+	return nil
+}
 
+// putAway takes an entry that beginSave marked to Paused, without a box; its
+// entry stays. On an error it is gone: the sandbox was killed, or runs on as
+// another entry.
+func (m *Manager) putAway(ctx context.Context, e *entry, k snapshot.Kind, by, why string) (snapshot.Artifact, error) {
+	log := m.log.With(slog.String("sandbox", string(e.id)))
 	a, err := m.saveBox(ctx, e, k, by, why)
 	m.mu.RLock()
 	killed := e.why != ""
@@ -133,29 +153,19 @@ func (m *Manager) save(ctx context.Context, e *entry, k snapshot.Kind, by, why s
 			// It has become Paused meanwhile, which Killing does not follow.
 			m.deleteArtifact(ctx, a.ID)
 		}
-		return errors.Join(notFound(e.id), m.finishEnd(ctx, e, audit.Event{}, false))
+		return a, errors.Join(notFound(e.id), m.finishEnd(ctx, e, audit.Event{}, false))
 	default:
 		log.WarnContext(ctx, "sandbox was not paused; it runs on", slog.Any("error", err))
 		m.runOn(context.WithoutCancel(ctx), e)
-		return fmt.Errorf("pause sandbox %q: %w", e.id, err)
+		return a, fmt.Errorf("pause sandbox %q: %w", e.id, err)
 	}
-	m.putAway(ctx, e)
-	if sb, err := m.deps.Store.Get(ctx, e.id); err == nil {
-		m.noteDormant(sb)
-		m.expectResume(ctx, sb)
-	}
-	m.forget(e)
-	took := time.Since(began)
-	log.InfoContext(ctx, "sandbox paused", slog.String("kind", string(k)), slog.Int64("bytes", a.SizeBytes), slog.Duration("took", took))
-	if f := m.deps.Metrics.Paused; f != nil {
-		f(took)
-	}
-	return nil
+	m.endBox(ctx, e)
+	return a, nil
 }
 
-// putAway ends the box of a sandbox that is Paused by now. Giving its memory back
+// endBox ends the box of a sandbox that is Paused by now. Giving its memory back
 // takes the kernel as long as saving it, so nobody waits for that but a resume.
-func (m *Manager) putAway(ctx context.Context, e *entry) {
+func (m *Manager) endBox(ctx context.Context, e *entry) {
 	gone := make(chan struct{})
 	m.mu.Lock()
 	m.leaving[e.id] = gone

@@ -38,6 +38,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		m.destroyOrphans(ctx)
 		m.collectArtifacts(ctx)
 		m.tasks.add(m.runPool)
+		m.tasks.add(m.watchTeams)
 		tick := time.NewTicker(m.cfg.SweepInterval)
 		defer tick.Stop()
 		var pruned time.Time
@@ -189,6 +190,11 @@ func (m *Manager) takeOver(ctx context.Context, e *entry, sb Sandbox) error {
 	case Resuming:
 		if err := m.destroyByID(ctx, string(sb.ID)); err != nil {
 			return err
+		}
+		if sb.Saved != nil {
+			if err := m.ownNames(ctx, sb.ID, sb.Saved.ID); err != nil {
+				return err
+			}
 		}
 		if err := m.recordPaused(ctx, sb.ID, "server stopped while the sandbox was being resumed"); err != nil {
 			return err

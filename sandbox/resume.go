@@ -14,6 +14,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/secret"
 	"github.com/caisson-dev/caisson/snapshot"
+	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 )
 
@@ -103,6 +104,9 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	if err != nil {
 		return Sandbox{}, err
 	}
+	if err := m.mayUse(ctx, sb.Team); err != nil {
+		return Sandbox{}, err
+	}
 	e := newEntry(id, sb.Team, abort)
 	m.mu.Lock()
 	if m.entries[id] != nil {
@@ -123,14 +127,7 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 	box, err := m.revive(ctx, r)
 	leave()
 	if err == nil {
-		if m.publish(e, box, r.sb) {
-			m.watch(e, box)
-			m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
-			r.undo.Done()
-			m.mu.Lock()
-			m.wakes(id)
-			m.mu.Unlock()
-			m.dropArtifact(ctx, r.artifact.ID)
+		if err = m.revived(ctx, r, box); err == nil {
 			took := time.Since(began)
 			m.log.InfoContext(ctx, "sandbox resumed", slog.String("sandbox", string(id)), slog.Duration("took", took))
 			if f := m.deps.Metrics.Resumed; f != nil {
@@ -138,7 +135,6 @@ func (m *Manager) resume(ctx context.Context, who identity.Principal, id ID, ttl
 			}
 			return r.sb, nil
 		}
-		err = errAborted
 	}
 	return Sandbox{}, m.unrevive(ctx, r, err)
 }
@@ -152,6 +148,23 @@ func (m *Manager) admitResume(ctx, caller context.Context, team identity.TeamID)
 	return m.admission.enter(ctx, team, nil)
 }
 
+// revived publishes a sandbox that runs again, and lets go of what it was saved
+// as. It is errAborted when the sandbox was asked to end meanwhile.
+func (m *Manager) revived(ctx context.Context, r *revival, box provider.Box) error {
+	e := r.entry
+	if !m.publish(e, box, r.sb) {
+		return errAborted
+	}
+	m.watch(e, box)
+	m.tasks.add(func(ctx context.Context) { _ = m.syncDeadline(ctx, e, box) }) // logged there; the sweep retries
+	r.undo.Done()
+	m.mu.Lock()
+	m.wakes(e.id)
+	m.mu.Unlock()
+	m.dropArtifact(ctx, r.artifact.ID)
+	return nil
+}
+
 // revival is one resume under way.
 type revival struct {
 	who      identity.Principal
@@ -161,6 +174,11 @@ type revival struct {
 	artifact snapshot.Artifact
 	undo     undo.Stack
 	admitted bool
+	// from, when set, is what it becomes instead of what it was saved as.
+	from *replacement
+	// endsAt, when set, is its end in place of ttl: it ran just now, and its
+	// place among the team's sandboxes is its own.
+	endsAt time.Time
 }
 
 func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) {
@@ -171,7 +189,7 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	if _, ok := m.deps.Provider.(provider.Restorer); !ok || m.deps.Vault == nil {
 		return nil, fmt.Errorf("provider %s cannot resume: %w", m.deps.Provider.Name(), errdefs.ErrNotImplemented)
 	}
-	sb, err := m.deps.Store.Admit(ctx, id, m.cfg.MaxPerTeam, func(s *Sandbox) (audit.Event, error) {
+	sb, err := m.readmit(ctx, r, func(s *Sandbox) (audit.Event, error) {
 		if s.State != Paused || s.Saved == nil {
 			return audit.Event{}, errOvertaken
 		}
@@ -200,6 +218,50 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		return nil, err
 	}
 
+	box, err := m.restoreSaved(ctx, r, build)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.initAgent(ctx, sb, box); err != nil {
+		return nil, err
+	}
+	now := clock()
+	r.sb, err = m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
+		s.State, s.Handle, s.Saved = Running, box.Handle(), nil
+		s.StartedAt, s.EndsAt = now, now.Add(r.ttl)
+		if !r.endsAt.IsZero() {
+			s.EndsAt = r.endsAt
+		}
+		if r.from != nil {
+			return r.from.event(r.who, now), nil
+		}
+		return audit.Event{Type: "sandbox.resumed", At: now, Actor: r.who.KeyID, Fields: map[string]string{
+			"kind": string(r.artifact.Kind),
+		}}, nil
+	})
+	if err != nil {
+		return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
+	}
+	return box, nil
+}
+
+// readmit is Store.Admit for a revival, and Mutate for one that has its place.
+func (m *Manager) readmit(ctx context.Context, r *revival, fn func(*Sandbox) (audit.Event, error)) (Sandbox, error) {
+	if !r.endsAt.IsZero() {
+		return m.deps.Store.Mutate(ctx, r.entry.id, fn)
+	}
+	return m.deps.Store.Admit(ctx, r.entry.id, m.cfg.MaxPerTeam, fn)
+}
+
+// restoreSaved starts the box of a revival behind its policy.
+func (m *Manager) restoreSaved(ctx context.Context, r *revival, build template.Build) (provider.Box, error) {
+	id, sb, saved := r.entry.id, r.sb, r.artifact
+	if r.from != nil {
+		saved = r.from.artifact
+		if err := m.exchangeNames(ctx, r); err != nil {
+			return nil, err
+		}
+	}
 	r.undo.Add(func(ctx context.Context) error { return m.deps.Guard.Detach(ctx, string(id)) })
 	att, err := m.deps.Guard.Attach(ctx, string(id), sb.Egress)
 	if err != nil {
@@ -207,15 +269,18 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 	}
 	spec := m.spec(sb, build, att)
 	spec.Deadline = clock().Add(r.ttl + m.cfg.CreateTimeout + m.graceAt(endOf(sb)))
-	box, err := m.startBox(ctx, sb, spec, &r.artifact)
+	box, err := m.startBox(ctx, sb, spec, &saved)
 	if errdefs.IsAlreadyExists(err) {
 		// The box that was saved: a server died, or could not destroy it, after
 		// the record was Paused. What counts is the artifact.
 		if err = m.destroyByID(ctx, string(id)); err == nil {
-			box, err = m.startBox(ctx, sb, spec, &r.artifact)
+			box, err = m.startBox(ctx, sb, spec, &saved)
 		}
 	}
 	if errors.Is(err, snapshot.ErrOtherEngine) {
+		if r.from != nil {
+			return nil, errEngine(err)
+		}
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
 			"sandbox %q was paused by another version of the engine, whose memory this one cannot take up; it stays paused: resume it with that version", id).
 			WithCode("engine_mismatch").WithCause(err)
@@ -224,20 +289,6 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		return nil, because(ctx, fmt.Errorf("restore box: %w", err))
 	}
 	r.undo.Add(box.Destroy)
-	if err := m.initAgent(ctx, sb, box); err != nil {
-		return nil, err
-	}
-	now := clock()
-	r.sb, err = m.deps.Store.Mutate(ctx, id, func(s *Sandbox) (audit.Event, error) {
-		s.State, s.Handle, s.Saved = Running, box.Handle(), nil
-		s.StartedAt, s.EndsAt = now, now.Add(r.ttl)
-		return audit.Event{Type: "sandbox.resumed", At: now, Actor: r.who.KeyID, Fields: map[string]string{
-			"kind": string(r.artifact.Kind),
-		}}, nil
-	})
-	if err != nil {
-		return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
-	}
 	return box, nil
 }
 

@@ -25,8 +25,9 @@ type Snapshots interface {
 	// PutSnapshot adds a build, gives it the tag, and makes the template if
 	// there is none with that id; names that egress gave the source are copied
 	// to the build. released are the artifacts that nothing refers to any more.
-	// errdefs.ErrAlreadyExists when id or name are those of something else.
-	PutSnapshot(ctx context.Context, snap template.Snapshot, ev audit.Event) (_ template.Snapshot, released []snapshot.ID, err error)
+	// errdefs.ErrAlreadyExists when id or name are those of something else; what
+	// is above the quota is its Allow's error.
+	PutSnapshot(ctx context.Context, snap template.Snapshot, most SnapshotQuota, ev audit.Event) (_ template.Snapshot, released []snapshot.ID, err error)
 	// ListSnapshots returns one page, newest first, and the cursor of the next.
 	ListSnapshots(ctx context.Context, f template.SnapshotFilter) (page []template.Snapshot, next string, err error)
 	// DeleteSnapshot deletes one tag with its build, or the template with its
@@ -35,8 +36,17 @@ type Snapshots interface {
 	DeleteSnapshot(ctx context.Context, id template.ID, tag, actor string) (released []snapshot.ID, err error)
 	// Artifacts returns those of builds that have a tag or a live sandbox.
 	Artifacts(ctx context.Context) ([]snapshot.Artifact, error)
+	// SnapshotsUsed is what the tags of a team's snapshots take, without that of
+	// the one given.
+	SnapshotsUsed(ctx context.Context, but template.Snapshot) (SnapshotQuota, error)
 	// CopyNames is egress.NameStore's.
 	CopyNames(ctx context.Context, from, to string) error
+	// SwapNames gives a sandbox the names of from in place of its own, which are
+	// kept beside the artifact that it was saved as until SettleNames: with back
+	// it takes them again, without they are forgotten. Settling what was not
+	// swapped changes nothing.
+	SwapNames(ctx context.Context, id ID, from string, kept snapshot.ID) error
+	SettleNames(ctx context.Context, id ID, kept snapshot.ID, back bool) error
 	GetTemplate(ctx context.Context, team identity.TeamID, ref string) (template.Template, error)
 	GetTeam(ctx context.Context, id identity.TeamID) (identity.Team, error)
 }
@@ -63,6 +73,9 @@ func (m *Manager) Snapshot(ctx context.Context, who identity.Principal, id ID, n
 	}
 	snap, err := m.planSnapshot(ctx, who, name)
 	if err != nil {
+		return template.Snapshot{}, err
+	}
+	if err := m.maySnapshot(ctx, snap); err != nil {
 		return template.Snapshot{}, err
 	}
 	e, err := m.beginCopy(ctx, who, id)
@@ -153,7 +166,7 @@ func (m *Manager) recordSnapshot(ctx context.Context, who identity.Principal, sn
 		m.deleteArtifact(ctx, c.artifact.ID)
 		return snap, err
 	}
-	out, released, err := m.deps.Snapshots.PutSnapshot(ctx, snap, audit.Event{
+	out, released, err := m.deps.Snapshots.PutSnapshot(ctx, snap, m.cfg.Snapshots, audit.Event{
 		Type: "snapshot.created", At: now, Team: string(snap.Team), Actor: who.KeyID, SandboxID: string(c.sb.ID),
 		Fields: map[string]string{
 			"snapshot": snap.Reference(), "build": string(snap.Build.ID), "bytes": strconv.FormatInt(c.artifact.SizeBytes, 10),
@@ -298,9 +311,13 @@ func (m *Manager) inherit(ctx context.Context, c *creation) error {
 func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spec) (provider.Box, error) {
 	box, err := m.startBox(ctx, c.sb, spec, c.from)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
-		return nil, apierr.New(errdefs.ErrFailedPrecondition,
-			"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
-			WithCode("engine_mismatch").WithCause(err)
+		return nil, errEngine(err)
 	}
 	return box, err
+}
+
+func errEngine(err error) error {
+	return apierr.New(errdefs.ErrFailedPrecondition,
+		"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
+		WithCode("engine_mismatch").WithCause(err)
 }

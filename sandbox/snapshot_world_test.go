@@ -12,11 +12,11 @@ import (
 	"github.com/caisson-dev/caisson/template"
 )
 
-func (s faultyStore) PutSnapshot(ctx context.Context, snap template.Snapshot, ev audit.Event) (template.Snapshot, []snapshot.ID, error) {
+func (s faultyStore) PutSnapshot(ctx context.Context, snap template.Snapshot, most sandbox.SnapshotQuota, ev audit.Event) (template.Snapshot, []snapshot.ID, error) {
 	if err := s.p.step("put snapshot"); err != nil {
 		return snap, nil, err
 	}
-	return s.Store.PutSnapshot(ctx, snap, ev)
+	return s.Store.PutSnapshot(ctx, snap, most, ev)
 }
 
 func (s faultyStore) DeleteSnapshot(ctx context.Context, id template.ID, tag, actor string) ([]snapshot.ID, error) {
@@ -31,6 +31,20 @@ func (s faultyStore) CopyNames(ctx context.Context, from, to string) error {
 		return err
 	}
 	return s.Store.CopyNames(ctx, from, to)
+}
+
+func (s faultyStore) SwapNames(ctx context.Context, id sandbox.ID, from string, kept snapshot.ID) error {
+	if err := s.p.step("swap names"); err != nil {
+		return err
+	}
+	return s.Store.SwapNames(ctx, id, from, kept)
+}
+
+func (s faultyStore) SettleNames(ctx context.Context, id sandbox.ID, kept snapshot.ID, back bool) error {
+	if err := s.p.step("settle names"); err != nil {
+		return err
+	}
+	return s.Store.SettleNames(ctx, id, kept, back)
 }
 
 func (s faultyStore) Artifacts(ctx context.Context) ([]snapshot.Artifact, error) {

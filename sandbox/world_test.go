@@ -42,6 +42,8 @@ type world struct {
 	// metrics and memory go to the processes that are booted.
 	metrics sandbox.Metrics
 	memory  func() (int64, error)
+	teams   sandbox.TeamBudgets
+	image   string // path of every build's image, when set
 }
 
 func newWorld(t *testing.T) *world {
@@ -96,10 +98,11 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 	m, err := sandbox.New(cfg, sandbox.Deps{
 		Store:     faultyStore{w.db, p},
 		Snapshots: faultyStore{w.db, p},
-		Templates: resolver{w.db},
+		Templates: resolver{w.db, w.image},
 		Provider:  faultyProvider{w.boxes, p},
 		Guard:     faultyGuard{p.guard, p},
 		Vault:     faultyVault{w.vault, p},
+		Teams:     w.teams,
 		Policy:    policy,
 		Closing:   p.closing,
 		Metrics:   w.metrics, FreeMemory: w.memory,
@@ -207,7 +210,10 @@ func policy(n sandbox.Network) (egress.Policy, error) {
 	return p, nil
 }
 
-type resolver struct{ s template.Store }
+type resolver struct {
+	s     template.Store
+	image string
+}
 
 func (r resolver) Resolve(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, error) {
 	name, err := template.ParseReference(ref)
@@ -223,12 +229,16 @@ func (r resolver) Resolve(ctx context.Context, team identity.TeamID, ref string)
 			return t, template.Build{}, err
 		}
 	}
-	b, err := r.s.GetBuild(ctx, t.Current)
+	b, err := r.Build(ctx, t.Current)
 	return t, b, err
 }
 
 func (r resolver) Build(ctx context.Context, id template.BuildID) (template.Build, error) {
-	return r.s.GetBuild(ctx, id)
+	b, err := r.s.GetBuild(ctx, id)
+	if r.image != "" {
+		b.Rootfs.Path = r.image
+	}
+	return b, err
 }
 
 type faultyStore struct {
@@ -374,7 +384,8 @@ type box struct {
 	prepared control.Init
 	silent   bool // the agent does not answer
 	refuse   bool
-	used     string // the prebooted box that it was
+	used     string      // the prebooted box that it was
+	from     snapshot.ID // what it was restored from
 	servers  []*control.Server
 }
 
@@ -481,7 +492,7 @@ func (f faultyProvider) Capabilities() provider.Capabilities {
 		limits = []provider.Limit{provider.LimitMemory, provider.LimitCPU, provider.LimitDisk, provider.LimitProcesses}
 	}
 	return provider.Capabilities{
-		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true, Preboot: true,
+		EnforcesEgress: !f.b.noEgress, Limits: limits, Restore: true, Claim: true, Preboot: true, ExportsLayers: true,
 		Snapshots: []snapshot.Kind{snapshot.Memory, snapshot.Filesystem},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/caisson-dev/caisson/config"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -107,6 +108,22 @@ func CreateKey(ctx context.Context, cfg config.Config, team, name string) (out c
 		return err
 	})
 	return out, err
+}
+
+// SetTeamBudget gives a team a budget of its own; nil takes it away. A running
+// server holds it within metrics.interval.
+func SetTeamBudget(ctx context.Context, cfg config.Config, team string, b *client.BudgetOfTeam) error {
+	return opened(ctx, cfg, slog.New(slog.DiscardHandler), func(h *home) error {
+		if b == nil {
+			return h.store.SetTeamBudget(ctx, identity.TeamID(team), nil, "cli")
+		}
+		return h.store.SetTeamBudget(ctx, identity.TeamID(team), &sandbox.TeamBudget{
+			Budget: sandbox.Budget{
+				CPU: time.Duration(b.CPUSeconds) * time.Second, Wall: time.Duration(b.WallSeconds) * time.Second, EgressBytes: b.EgressBytes,
+			},
+			Period: sandbox.Period(b.Period),
+		}, "cli")
+	})
 }
 
 // ListKeys lists a team's keys.

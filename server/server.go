@@ -111,12 +111,20 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 		MemoryReserve: int64(cfg.Limits.MemoryReserveMiB) << 20, Idempotency: cfg.Retention.Idempotency,
 		KeepPaused: cfg.Retention.Paused, MaxPaused: cfg.Limits.PausedPerTeam,
 		Retention: cfg.Retention.Sandboxes, Defaults: defaults, Maxima: maxima, Unenforced: unenforced(cfg.Limits),
-		Budget:  sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
-		Command: control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
-		Pool:    n.warm.pool,
+		Budget: sandbox.Budget{CPU: cfg.Limits.BudgetCPU, Wall: cfg.Limits.BudgetWall, EgressBytes: int64(cfg.Limits.BudgetEgress)},
+		TeamBudget: sandbox.TeamBudget{
+			Budget: sandbox.Budget{
+				CPU: cfg.Limits.TeamBudgetCPU, Wall: cfg.Limits.TeamBudgetWall, EgressBytes: int64(cfg.Limits.TeamBudgetEgress),
+			},
+			Period: sandbox.Period(cfg.Limits.TeamBudgetPeriod),
+		},
+		TeamInterval: cfg.Metrics.Interval,
+		Snapshots:    sandbox.SnapshotQuota{Count: cfg.Limits.SnapshotsPerTeam, Bytes: int64(cfg.Limits.SnapshotBytesPerTeam)},
+		Command:      control.Limits{WallTime: cfg.Limits.WallTime, OutputBytes: int64(cfg.Limits.OutputBytes)},
+		Pool:         n.warm.pool,
 	}, sandbox.Deps{
 		Store: n.home.store, Snapshots: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
-		Vault: n.home.vault, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
+		Vault: n.home.vault, Teams: n.home.store, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
 		Closing: n.closing, FreeMemory: freeMemory,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },

@@ -8,6 +8,8 @@ import (
 
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/gen/db"
+	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/containerd/errdefs"
 )
 
@@ -77,5 +79,42 @@ func (s *Store) PutName(ctx context.Context, sandboxID, name string, addr netip.
 func (s *Store) CopyNames(ctx context.Context, from, to string) error {
 	return s.write(ctx, func(q *db.Queries) error {
 		return q.CopyNames(ctx, db.CopyNamesParams{FromSandbox: from, ToSandbox: to})
+	})
+}
+
+// SwapNames implements sandbox.Snapshots.
+func (s *Store) SwapNames(ctx context.Context, id sandbox.ID, from string, kept snapshot.ID) error {
+	return s.write(ctx, func(q *db.Queries) error {
+		if err := q.DeleteSandboxNames(ctx, string(kept)); err != nil {
+			return fmt.Errorf("delete names: %w", err)
+		}
+		if _, err := q.MoveNames(ctx, db.MoveNamesParams{FromSandbox: string(id), ToSandbox: string(kept)}); err != nil {
+			return fmt.Errorf("keep names: %w", err)
+		}
+		// That there were none is to be remembered, too.
+		if _, err := q.AddName(ctx, db.AddNameParams{SandboxID: string(kept)}); err != nil {
+			return fmt.Errorf("keep names: %w", err)
+		}
+		return q.CopyNames(ctx, db.CopyNamesParams{FromSandbox: from, ToSandbox: string(id)})
+	})
+}
+
+// SettleNames implements sandbox.Snapshots.
+func (s *Store) SettleNames(ctx context.Context, id sandbox.ID, kept snapshot.ID, back bool) error {
+	have, err := s.rq.Names(ctx, string(kept))
+	if err != nil || len(have) == 0 {
+		return err
+	}
+	return s.write(ctx, func(q *db.Queries) error {
+		if !back {
+			return q.DeleteSandboxNames(ctx, string(kept))
+		}
+		if err := q.DeleteSandboxNames(ctx, string(id)); err != nil {
+			return fmt.Errorf("delete names: %w", err)
+		}
+		if _, err := q.MoveNames(ctx, db.MoveNamesParams{FromSandbox: string(kept), ToSandbox: string(id)}); err != nil {
+			return fmt.Errorf("restore names: %w", err)
+		}
+		return q.DeleteMark(ctx, string(id))
 	})
 }

@@ -17,7 +17,7 @@ import (
 var _ sandbox.Snapshots = (*Store)(nil)
 
 // PutSnapshot implements sandbox.Snapshots.
-func (s *Store) PutSnapshot(ctx context.Context, snap template.Snapshot, ev audit.Event) (_ template.Snapshot, released []snapshot.ID, err error) {
+func (s *Store) PutSnapshot(ctx context.Context, snap template.Snapshot, most sandbox.SnapshotQuota, ev audit.Event) (_ template.Snapshot, released []snapshot.ID, err error) {
 	b := snap.Build
 	if snap.Template == "" || snap.Team == "" || snap.Tag == "" || b.ID == "" || b.Artifact == nil {
 		return snap, nil, fmt.Errorf("snapshot needs a template, a team, a tag and a build with an artifact: %w", errdefs.ErrInvalidArgument)
@@ -47,6 +47,9 @@ func (s *Store) PutSnapshot(ctx context.Context, snap template.Snapshot, ev audi
 		old, err := q.TemplateTag(ctx, db.TemplateTagParams{TemplateID: string(t.ID), Tag: snap.Tag})
 		if err != nil {
 			return fmt.Errorf("read tag: %w", err)
+		}
+		if err := withinQuota(ctx, q, snap, most); err != nil {
+			return err
 		}
 		b.Template = t.ID
 		if err := putBuild(ctx, q, b); err != nil {
@@ -81,6 +84,48 @@ func (s *Store) PutSnapshot(ctx context.Context, snap template.Snapshot, ev audi
 	})
 	snap.Build.Template = snap.Template
 	return snap, released, err
+}
+
+// withinQuota refuses what would be above a team's quota. Locking the team makes
+// counting and adding one step.
+func withinQuota(ctx context.Context, q *db.Queries, snap template.Snapshot, most sandbox.SnapshotQuota) error {
+	if most == (sandbox.SnapshotQuota{}) {
+		return nil
+	}
+	if _, err := q.LockTeam(ctx, string(snap.Team)); err != nil {
+		return fmt.Errorf("lock team: %w", err)
+	}
+	used, err := snapshotsUsed(ctx, q, snap)
+	if err != nil {
+		return err
+	}
+	return most.Allow(snap.Team, used, snap.Build.Artifact.SizeBytes)
+}
+
+// SnapshotsUsed implements sandbox.Snapshots.
+func (s *Store) SnapshotsUsed(ctx context.Context, but template.Snapshot) (sandbox.SnapshotQuota, error) {
+	return snapshotsUsed(ctx, s.rq, but)
+}
+
+func snapshotsUsed(ctx context.Context, q *db.Queries, but template.Snapshot) (sandbox.SnapshotQuota, error) {
+	var used sandbox.SnapshotQuota
+	rows, err := q.TeamArtifacts(ctx, string(but.Team))
+	if err != nil {
+		return used, fmt.Errorf("read snapshots: %w", err)
+	}
+	var p packer
+	for _, row := range rows {
+		if row.TemplateID == string(but.Template) && row.Tag == but.Tag {
+			continue // is let go of when the tag moves
+		}
+		var a *snapshot.Artifact
+		p.parse(row.Artifact, &a)
+		used.Count++
+		if a != nil {
+			used.Bytes += a.SizeBytes
+		}
+	}
+	return used, p.err
 }
 
 func insertSnapshotTemplate(ctx context.Context, q *db.Queries, t template.Template) error {

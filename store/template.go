@@ -267,6 +267,9 @@ func (s *Store) PruneBuilds(ctx context.Context, t time.Time) (int, error) {
 		if n, err = q.DeleteOldBuilds(ctx, millis(t)); err != nil {
 			return err
 		}
+		if err := q.DeleteKeptNames(ctx); err != nil {
+			return fmt.Errorf("delete kept names: %w", err)
+		}
 		return q.DeleteLostNames(ctx)
 	})
 	return int(n), err

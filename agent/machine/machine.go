@@ -150,9 +150,10 @@ func (m Machine) trust(bundle string) error {
 	return m.block("etc/ssl/certs/ca-certificates.crt", bundle)
 }
 
+// BlockBegin and BlockEnd enclose what the agent adds to files of the guest.
 const (
-	blockBegin = "# caisson begin\n"
-	blockEnd   = "# caisson end\n"
+	BlockBegin = "# caisson begin\n"
+	BlockEnd   = "# caisson end\n"
 )
 
 // block replaces our block in a file, or appends it.
@@ -166,15 +167,15 @@ func (m Machine) block(name, content string) error {
 		return err
 	}
 	text := string(old)
-	if before, rest, ok := strings.Cut(text, blockBegin); ok {
-		if _, after, ok := strings.Cut(rest, blockEnd); ok {
+	if before, rest, ok := strings.Cut(text, BlockBegin); ok {
+		if _, after, ok := strings.Cut(rest, BlockEnd); ok {
 			text = before + after
 		}
 	}
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	text += blockBegin + content + blockEnd
+	text += BlockBegin + content + BlockEnd
 	if text == string(old) {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 // Budgets is what this package needs of sandbox.Manager for budgets.
 type Budgets interface {
 	SetBudget(ctx context.Context, who identity.Principal, id sandbox.ID, b sandbox.Budget) (sandbox.Sandbox, error)
+	TeamBudget(ctx context.Context, who identity.Principal) (sandbox.TeamStatus, error)
 }
 
 // PutBudget implements nativeapi.StrictServerInterface.
@@ -64,4 +65,18 @@ func budget(box sandbox.Sandbox) *nativeapi.Budget {
 		CpuSeconds: int64(b.CPU / time.Second), WallSeconds: int64(b.Wall / time.Second), EgressBytes: b.EgressBytes,
 		Spent: box.Lifecycle.Spent,
 	}
+}
+
+// GetTeamBudget implements nativeapi.StrictServerInterface.
+func (s *server) GetTeamBudget(ctx context.Context, _ nativeapi.GetTeamBudgetRequestObject) (nativeapi.GetTeamBudgetResponseObject, error) {
+	who := api.Caller(ctx)
+	st, err := s.Budgets.TeamBudget(ctx, who)
+	if err != nil {
+		return nil, err
+	}
+	return nativeapi.GetTeamBudget200JSONResponse{
+		Team: string(who.Team), Period: nativeapi.TeamBudgetPeriod(st.Period), Since: st.Since, Until: st.Until, Own: st.Own,
+		CpuSeconds: int64(st.CPU / time.Second), WallSeconds: int64(st.Wall / time.Second), EgressBytes: st.EgressBytes, Spent: st.Spent,
+		Used: nativeapi.TeamUsed{CpuSeconds: st.Used.CPU.Seconds(), WallSeconds: st.Used.Wall.Seconds(), EgressBytes: st.Used.EgressBytes},
+	}, nil
 }

@@ -109,6 +109,7 @@ type Provider struct {
 // Config makes a Handler. All but Creates and Pool are needed.
 type Config struct {
 	Sandboxes Sandboxes
+	Tree      Tree
 	EgressLog EgressLog
 	Audit     AuditLog
 	Keys      Keys

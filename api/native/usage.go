@@ -15,6 +15,7 @@ import (
 // Meter is what this package needs of meter.Meter.
 type Meter interface {
 	Report(ctx context.Context, team string, w meter.Window, g meter.Grouping) (meter.Report, error)
+	Points(ctx context.Context, team, sandboxID string, w meter.Window) ([]meter.Point, error)
 }
 
 // GetUsage implements nativeapi.StrictServerInterface.

@@ -15,5 +15,6 @@ func local() cli.Local {
 		CreateKey:     server.CreateKey,
 		ListKeys:      server.ListKeys,
 		RevokeKey:     server.RevokeKey,
+		SetTeamBudget: server.SetTeamBudget,
 	}
 }

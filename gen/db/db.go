@@ -66,8 +66,14 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteEventsStmt, err = db.PrepareContext(ctx, deleteEvents); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteEvents: %w", err)
 	}
+	if q.deleteKeptNamesStmt, err = db.PrepareContext(ctx, deleteKeptNames); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteKeptNames: %w", err)
+	}
 	if q.deleteLostNamesStmt, err = db.PrepareContext(ctx, deleteLostNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteLostNames: %w", err)
+	}
+	if q.deleteMarkStmt, err = db.PrepareContext(ctx, deleteMark); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteMark: %w", err)
 	}
 	if q.deleteOldBuildsStmt, err = db.PrepareContext(ctx, deleteOldBuilds); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteOldBuilds: %w", err)
@@ -89,6 +95,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.deleteSandboxRecordsStmt, err = db.PrepareContext(ctx, deleteSandboxRecords); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteSandboxRecords: %w", err)
+	}
+	if q.deleteTeamBudgetStmt, err = db.PrepareContext(ctx, deleteTeamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteTeamBudget: %w", err)
 	}
 	if q.deleteTemplateStmt, err = db.PrepareContext(ctx, deleteTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplate: %w", err)
@@ -204,6 +213,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.lockTemplateStmt, err = db.PrepareContext(ctx, lockTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query LockTemplate: %w", err)
 	}
+	if q.moveNamesStmt, err = db.PrepareContext(ctx, moveNames); err != nil {
+		return nil, fmt.Errorf("error preparing query MoveNames: %w", err)
+	}
 	if q.namesStmt, err = db.PrepareContext(ctx, names); err != nil {
 		return nil, fmt.Errorf("error preparing query Names: %w", err)
 	}
@@ -224,6 +236,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.putMetaStmt, err = db.PrepareContext(ctx, putMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query PutMeta: %w", err)
+	}
+	if q.putTeamBudgetStmt, err = db.PrepareContext(ctx, putTeamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query PutTeamBudget: %w", err)
 	}
 	if q.putTemplateStmt, err = db.PrepareContext(ctx, putTemplate); err != nil {
 		return nil, fmt.Errorf("error preparing query PutTemplate: %w", err)
@@ -255,11 +270,26 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.setTeamLimitStmt, err = db.PrepareContext(ctx, setTeamLimit); err != nil {
 		return nil, fmt.Errorf("error preparing query SetTeamLimit: %w", err)
 	}
+	if q.teamArtifactsStmt, err = db.PrepareContext(ctx, teamArtifacts); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamArtifacts: %w", err)
+	}
+	if q.teamBudgetStmt, err = db.PrepareContext(ctx, teamBudget); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamBudget: %w", err)
+	}
 	if q.teamRunsStmt, err = db.PrepareContext(ctx, teamRuns); err != nil {
 		return nil, fmt.Errorf("error preparing query TeamRuns: %w", err)
 	}
+	if q.teamRunsAcrossStmt, err = db.PrepareContext(ctx, teamRunsAcross); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamRunsAcross: %w", err)
+	}
 	if q.teamSpansStmt, err = db.PrepareContext(ctx, teamSpans); err != nil {
 		return nil, fmt.Errorf("error preparing query TeamSpans: %w", err)
+	}
+	if q.teamUsedEndedStmt, err = db.PrepareContext(ctx, teamUsedEnded); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamUsedEnded: %w", err)
+	}
+	if q.teamUsedOpenStmt, err = db.PrepareContext(ctx, teamUsedOpen); err != nil {
+		return nil, fmt.Errorf("error preparing query TeamUsedOpen: %w", err)
 	}
 	if q.templateByIDStmt, err = db.PrepareContext(ctx, templateByID); err != nil {
 		return nil, fmt.Errorf("error preparing query TemplateByID: %w", err)
@@ -360,9 +390,19 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing deleteEventsStmt: %w", cerr)
 		}
 	}
+	if q.deleteKeptNamesStmt != nil {
+		if cerr := q.deleteKeptNamesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteKeptNamesStmt: %w", cerr)
+		}
+	}
 	if q.deleteLostNamesStmt != nil {
 		if cerr := q.deleteLostNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteLostNamesStmt: %w", cerr)
+		}
+	}
+	if q.deleteMarkStmt != nil {
+		if cerr := q.deleteMarkStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteMarkStmt: %w", cerr)
 		}
 	}
 	if q.deleteOldBuildsStmt != nil {
@@ -398,6 +438,11 @@ func (q *Queries) Close() error {
 	if q.deleteSandboxRecordsStmt != nil {
 		if cerr := q.deleteSandboxRecordsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteSandboxRecordsStmt: %w", cerr)
+		}
+	}
+	if q.deleteTeamBudgetStmt != nil {
+		if cerr := q.deleteTeamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteTeamBudgetStmt: %w", cerr)
 		}
 	}
 	if q.deleteTemplateStmt != nil {
@@ -590,6 +635,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing lockTemplateStmt: %w", cerr)
 		}
 	}
+	if q.moveNamesStmt != nil {
+		if cerr := q.moveNamesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing moveNamesStmt: %w", cerr)
+		}
+	}
 	if q.namesStmt != nil {
 		if cerr := q.namesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing namesStmt: %w", cerr)
@@ -623,6 +673,11 @@ func (q *Queries) Close() error {
 	if q.putMetaStmt != nil {
 		if cerr := q.putMetaStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing putMetaStmt: %w", cerr)
+		}
+	}
+	if q.putTeamBudgetStmt != nil {
+		if cerr := q.putTeamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing putTeamBudgetStmt: %w", cerr)
 		}
 	}
 	if q.putTemplateStmt != nil {
@@ -675,14 +730,39 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing setTeamLimitStmt: %w", cerr)
 		}
 	}
+	if q.teamArtifactsStmt != nil {
+		if cerr := q.teamArtifactsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamArtifactsStmt: %w", cerr)
+		}
+	}
+	if q.teamBudgetStmt != nil {
+		if cerr := q.teamBudgetStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamBudgetStmt: %w", cerr)
+		}
+	}
 	if q.teamRunsStmt != nil {
 		if cerr := q.teamRunsStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing teamRunsStmt: %w", cerr)
 		}
 	}
+	if q.teamRunsAcrossStmt != nil {
+		if cerr := q.teamRunsAcrossStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamRunsAcrossStmt: %w", cerr)
+		}
+	}
 	if q.teamSpansStmt != nil {
 		if cerr := q.teamSpansStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing teamSpansStmt: %w", cerr)
+		}
+	}
+	if q.teamUsedEndedStmt != nil {
+		if cerr := q.teamUsedEndedStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamUsedEndedStmt: %w", cerr)
+		}
+	}
+	if q.teamUsedOpenStmt != nil {
+		if cerr := q.teamUsedOpenStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing teamUsedOpenStmt: %w", cerr)
 		}
 	}
 	if q.templateByIDStmt != nil {
@@ -778,7 +858,9 @@ type Queries struct {
 	countTemplateTagsStmt       *sql.Stmt
 	deleteBuildStmt             *sql.Stmt
 	deleteEventsStmt            *sql.Stmt
+	deleteKeptNamesStmt         *sql.Stmt
 	deleteLostNamesStmt         *sql.Stmt
+	deleteMarkStmt              *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
 	deleteRecordsBeforeStmt     *sql.Stmt
 	deleteRunsBeforeStmt        *sql.Stmt
@@ -786,6 +868,7 @@ type Queries struct {
 	deleteSandboxStmt           *sql.Stmt
 	deleteSandboxNamesStmt      *sql.Stmt
 	deleteSandboxRecordsStmt    *sql.Stmt
+	deleteTeamBudgetStmt        *sql.Stmt
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
 	dropArtifactStmt            *sql.Stmt
@@ -824,6 +907,7 @@ type Queries struct {
 	listTemplatesStmt           *sql.Stmt
 	lockTeamStmt                *sql.Stmt
 	lockTemplateStmt            *sql.Stmt
+	moveNamesStmt               *sql.Stmt
 	namesStmt                   *sql.Stmt
 	nextDeadlineStmt            *sql.Stmt
 	nextValueStmt               *sql.Stmt
@@ -831,6 +915,7 @@ type Queries struct {
 	publicTemplateByNameStmt    *sql.Stmt
 	putBuildStmt                *sql.Stmt
 	putMetaStmt                 *sql.Stmt
+	putTeamBudgetStmt           *sql.Stmt
 	putTemplateStmt             *sql.Stmt
 	putTemplateTagStmt          *sql.Stmt
 	referredArtifactsStmt       *sql.Stmt
@@ -841,8 +926,13 @@ type Queries struct {
 	sandboxByKeyStmt            *sql.Stmt
 	sandboxRunsStmt             *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
+	teamArtifactsStmt           *sql.Stmt
+	teamBudgetStmt              *sql.Stmt
 	teamRunsStmt                *sql.Stmt
+	teamRunsAcrossStmt          *sql.Stmt
 	teamSpansStmt               *sql.Stmt
+	teamUsedEndedStmt           *sql.Stmt
+	teamUsedOpenStmt            *sql.Stmt
 	templateByIDStmt            *sql.Stmt
 	templateByNameStmt          *sql.Stmt
 	templateNamesStmt           *sql.Stmt
@@ -871,7 +961,9 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		countTemplateTagsStmt:       q.countTemplateTagsStmt,
 		deleteBuildStmt:             q.deleteBuildStmt,
 		deleteEventsStmt:            q.deleteEventsStmt,
+		deleteKeptNamesStmt:         q.deleteKeptNamesStmt,
 		deleteLostNamesStmt:         q.deleteLostNamesStmt,
+		deleteMarkStmt:              q.deleteMarkStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,
 		deleteRecordsBeforeStmt:     q.deleteRecordsBeforeStmt,
 		deleteRunsBeforeStmt:        q.deleteRunsBeforeStmt,
@@ -879,6 +971,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteSandboxStmt:           q.deleteSandboxStmt,
 		deleteSandboxNamesStmt:      q.deleteSandboxNamesStmt,
 		deleteSandboxRecordsStmt:    q.deleteSandboxRecordsStmt,
+		deleteTeamBudgetStmt:        q.deleteTeamBudgetStmt,
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
 		dropArtifactStmt:            q.dropArtifactStmt,
@@ -917,6 +1010,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		listTemplatesStmt:           q.listTemplatesStmt,
 		lockTeamStmt:                q.lockTeamStmt,
 		lockTemplateStmt:            q.lockTemplateStmt,
+		moveNamesStmt:               q.moveNamesStmt,
 		namesStmt:                   q.namesStmt,
 		nextDeadlineStmt:            q.nextDeadlineStmt,
 		nextValueStmt:               q.nextValueStmt,
@@ -924,6 +1018,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		publicTemplateByNameStmt:    q.publicTemplateByNameStmt,
 		putBuildStmt:                q.putBuildStmt,
 		putMetaStmt:                 q.putMetaStmt,
+		putTeamBudgetStmt:           q.putTeamBudgetStmt,
 		putTemplateStmt:             q.putTemplateStmt,
 		putTemplateTagStmt:          q.putTemplateTagStmt,
 		referredArtifactsStmt:       q.referredArtifactsStmt,
@@ -934,8 +1029,13 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		sandboxByKeyStmt:            q.sandboxByKeyStmt,
 		sandboxRunsStmt:             q.sandboxRunsStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
+		teamArtifactsStmt:           q.teamArtifactsStmt,
+		teamBudgetStmt:              q.teamBudgetStmt,
 		teamRunsStmt:                q.teamRunsStmt,
+		teamRunsAcrossStmt:          q.teamRunsAcrossStmt,
 		teamSpansStmt:               q.teamSpansStmt,
+		teamUsedEndedStmt:           q.teamUsedEndedStmt,
+		teamUsedOpenStmt:            q.teamUsedOpenStmt,
 		templateByIDStmt:            q.templateByIDStmt,
 		templateByNameStmt:          q.templateByNameStmt,
 		templateNamesStmt:           q.templateNamesStmt,

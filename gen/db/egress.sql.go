@@ -43,6 +43,21 @@ func (q *Queries) CopyNames(ctx context.Context, arg CopyNamesParams) error {
 	return err
 }
 
+const deleteKeptNames = `-- name: DeleteKeptNames :exec
+DELETE FROM egress_names
+WHERE LENGTH(egress_names.sandbox_id) = 26 -- of a sandbox, by the artifact that it was saved as
+  AND NOT EXISTS (
+      SELECT 1 FROM sandboxes
+      WHERE sandboxes.state IN ('paused', 'resuming')
+        AND sandboxes.saved LIKE '%' || egress_names.sandbox_id || '%'
+  )
+`
+
+func (q *Queries) DeleteKeptNames(ctx context.Context) error {
+	_, err := q.exec(ctx, q.deleteKeptNamesStmt, deleteKeptNames)
+	return err
+}
+
 const deleteLostNames = `-- name: DeleteLostNames :exec
 DELETE FROM egress_names
 WHERE LENGTH(egress_names.sandbox_id) = 36 -- a build's
@@ -51,6 +66,15 @@ WHERE LENGTH(egress_names.sandbox_id) = 36 -- a build's
 
 func (q *Queries) DeleteLostNames(ctx context.Context) error {
 	_, err := q.exec(ctx, q.deleteLostNamesStmt, deleteLostNames)
+	return err
+}
+
+const deleteMark = `-- name: DeleteMark :exec
+DELETE FROM egress_names WHERE sandbox_id = $1 AND name = ''
+`
+
+func (q *Queries) DeleteMark(ctx context.Context, sandboxID string) error {
+	_, err := q.exec(ctx, q.deleteMarkStmt, deleteMark, sandboxID)
 	return err
 }
 
@@ -232,6 +256,23 @@ func (q *Queries) ListRecords(ctx context.Context, arg ListRecordsParams) ([]Egr
 		return nil, err
 	}
 	return items, nil
+}
+
+const moveNames = `-- name: MoveNames :execrows
+UPDATE egress_names SET sandbox_id = $1 WHERE sandbox_id = $2
+`
+
+type MoveNamesParams struct {
+	ToSandbox   string
+	FromSandbox string
+}
+
+func (q *Queries) MoveNames(ctx context.Context, arg MoveNamesParams) (int64, error) {
+	result, err := q.exec(ctx, q.moveNamesStmt, moveNames, arg.ToSandbox, arg.FromSandbox)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
 const names = `-- name: Names :many

@@ -102,6 +102,14 @@ type Team struct {
 	CreatedAt    int64
 }
 
+type TeamBudget struct {
+	TeamID      string
+	CpuUs       int64
+	WallUs      int64
+	EgressBytes int64
+	Period      string
+}
+
 type Template struct {
 	ID        string
 	TeamID    string

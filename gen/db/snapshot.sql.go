@@ -214,6 +214,43 @@ func (q *Queries) ReferredArtifacts(ctx context.Context) ([]string, error) {
 	return items, nil
 }
 
+const teamArtifacts = `-- name: TeamArtifacts :many
+SELECT template_tags.template_id, template_tags.tag, builds.artifact
+FROM template_tags
+JOIN templates ON templates.id = template_tags.template_id
+JOIN builds ON builds.id = template_tags.build_id
+WHERE templates.team_id = $1 AND templates.kind = 'snapshot'
+`
+
+type TeamArtifactsRow struct {
+	TemplateID string
+	Tag        string
+	Artifact   string
+}
+
+func (q *Queries) TeamArtifacts(ctx context.Context, teamID string) ([]TeamArtifactsRow, error) {
+	rows, err := q.query(ctx, q.teamArtifactsStmt, teamArtifacts, teamID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TeamArtifactsRow
+	for rows.Next() {
+		var i TeamArtifactsRow
+		if err := rows.Scan(&i.TemplateID, &i.Tag, &i.Artifact); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const templateTag = `-- name: TemplateTag :many
 SELECT template_id, tag, build_id, assigned_at FROM template_tags WHERE template_id = $1 AND tag = $2
 `

@@ -113,6 +113,15 @@ func (q *Queries) DeleteSamplesBefore(ctx context.Context, arg DeleteSamplesBefo
 	return result.RowsAffected()
 }
 
+const deleteTeamBudget = `-- name: DeleteTeamBudget :exec
+DELETE FROM team_budgets WHERE team_id = $1
+`
+
+func (q *Queries) DeleteTeamBudget(ctx context.Context, teamID string) error {
+	_, err := q.exec(ctx, q.deleteTeamBudgetStmt, deleteTeamBudget, teamID)
+	return err
+}
+
 const endRun = `-- name: EndRun :exec
 UPDATE usage_runs SET ended_at = $1
 WHERE sandbox_id = $2 AND kind = $3 AND started_at = $4
@@ -342,6 +351,31 @@ func (q *Queries) OldestSample(ctx context.Context, tier int64) ([]int64, error)
 	return items, nil
 }
 
+const putTeamBudget = `-- name: PutTeamBudget :exec
+INSERT INTO team_budgets (team_id, cpu_us, wall_us, egress_bytes, period) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (team_id) DO UPDATE SET
+    cpu_us = excluded.cpu_us, wall_us = excluded.wall_us, egress_bytes = excluded.egress_bytes, period = excluded.period
+`
+
+type PutTeamBudgetParams struct {
+	TeamID      string
+	CpuUs       int64
+	WallUs      int64
+	EgressBytes int64
+	Period      string
+}
+
+func (q *Queries) PutTeamBudget(ctx context.Context, arg PutTeamBudgetParams) error {
+	_, err := q.exec(ctx, q.putTeamBudgetStmt, putTeamBudget,
+		arg.TeamID,
+		arg.CpuUs,
+		arg.WallUs,
+		arg.EgressBytes,
+		arg.Period,
+	)
+	return err
+}
+
 const sandboxRuns = `-- name: SandboxRuns :many
 SELECT sandbox_id, kind, started_at, ended_at, team_id, template_id, alias, labels, cpus, memory_mib, disk_mib, sampled_at, cpu_us, memory_mib_ms, memory_peak, egress_in, egress_out, saved_bytes FROM usage_runs
 WHERE sandbox_id = $1 AND kind = 'run' AND team_id = $2
@@ -395,6 +429,39 @@ func (q *Queries) SandboxRuns(ctx context.Context, arg SandboxRunsParams) ([]Usa
 	return items, nil
 }
 
+const teamBudget = `-- name: TeamBudget :many
+SELECT team_id, cpu_us, wall_us, egress_bytes, period FROM team_budgets WHERE team_id = $1
+`
+
+func (q *Queries) TeamBudget(ctx context.Context, teamID string) ([]TeamBudget, error) {
+	rows, err := q.query(ctx, q.teamBudgetStmt, teamBudget, teamID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TeamBudget
+	for rows.Next() {
+		var i TeamBudget
+		if err := rows.Scan(
+			&i.TeamID,
+			&i.CpuUs,
+			&i.WallUs,
+			&i.EgressBytes,
+			&i.Period,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const teamRuns = `-- name: TeamRuns :many
 SELECT sandbox_id, kind, started_at, ended_at, team_id, template_id, alias, labels, cpus, memory_mib, disk_mib, sampled_at, cpu_us, memory_mib_ms, memory_peak, egress_in, egress_out, saved_bytes FROM usage_runs
 WHERE team_id = $1 AND ended_at > $2 AND started_at < $3
@@ -424,6 +491,58 @@ func (q *Queries) TeamRuns(ctx context.Context, arg TeamRunsParams) ([]UsageRun,
 		arg.AfterStart,
 		arg.MaxRows,
 	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []UsageRun
+	for rows.Next() {
+		var i UsageRun
+		if err := rows.Scan(
+			&i.SandboxID,
+			&i.Kind,
+			&i.StartedAt,
+			&i.EndedAt,
+			&i.TeamID,
+			&i.TemplateID,
+			&i.Alias,
+			&i.Labels,
+			&i.Cpus,
+			&i.MemoryMib,
+			&i.DiskMib,
+			&i.SampledAt,
+			&i.CpuUs,
+			&i.MemoryMibMs,
+			&i.MemoryPeak,
+			&i.EgressIn,
+			&i.EgressOut,
+			&i.SavedBytes,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const teamRunsAcross = `-- name: TeamRunsAcross :many
+SELECT sandbox_id, kind, started_at, ended_at, team_id, template_id, alias, labels, cpus, memory_mib, disk_mib, sampled_at, cpu_us, memory_mib_ms, memory_peak, egress_in, egress_out, saved_bytes FROM usage_runs
+WHERE team_id = $1 AND kind = 'run' AND ended_at > $2 AND started_at < $2
+`
+
+type TeamRunsAcrossParams struct {
+	TeamID string
+	Since  int64
+}
+
+func (q *Queries) TeamRunsAcross(ctx context.Context, arg TeamRunsAcrossParams) ([]UsageRun, error) {
+	rows, err := q.query(ctx, q.teamRunsAcrossStmt, teamRunsAcross, arg.TeamID, arg.Since)
 	if err != nil {
 		return nil, err
 	}
@@ -509,4 +628,67 @@ func (q *Queries) TeamSpans(ctx context.Context, arg TeamSpansParams) ([]TeamSpa
 		return nil, err
 	}
 	return items, nil
+}
+
+const teamUsedEnded = `-- name: TeamUsedEnded :one
+SELECT
+    CAST(COALESCE(SUM(cpu_us), 0) AS BIGINT) AS cpu_us,
+    CAST(COALESCE(SUM(egress_in + egress_out), 0) AS BIGINT) AS egress,
+    CAST(COALESCE(SUM(ended_at - started_at), 0) AS BIGINT) AS wall_ms
+FROM usage_runs
+WHERE team_id = $1 AND kind = 'run' AND ended_at > $2 AND started_at >= $2 AND ended_at < $3
+`
+
+type TeamUsedEndedParams struct {
+	TeamID  string
+	Since   int64
+	OpenEnd int64
+}
+
+type TeamUsedEndedRow struct {
+	CpuUs  int64
+	Egress int64
+	WallMs int64
+}
+
+func (q *Queries) TeamUsedEnded(ctx context.Context, arg TeamUsedEndedParams) (TeamUsedEndedRow, error) {
+	row := q.queryRow(ctx, q.teamUsedEndedStmt, teamUsedEnded, arg.TeamID, arg.Since, arg.OpenEnd)
+	var i TeamUsedEndedRow
+	err := row.Scan(&i.CpuUs, &i.Egress, &i.WallMs)
+	return i, err
+}
+
+const teamUsedOpen = `-- name: TeamUsedOpen :one
+SELECT
+    CAST(COALESCE(SUM(cpu_us), 0) AS BIGINT) AS cpu_us,
+    CAST(COALESCE(SUM(egress_in + egress_out), 0) AS BIGINT) AS egress,
+    COUNT(*) AS runs,
+    CAST(COALESCE(SUM(started_at), 0) AS BIGINT) AS started
+FROM usage_runs
+WHERE team_id = $1 AND kind = 'run' AND ended_at = $2 AND started_at >= $3
+`
+
+type TeamUsedOpenParams struct {
+	TeamID  string
+	OpenEnd int64
+	Since   int64
+}
+
+type TeamUsedOpenRow struct {
+	CpuUs   int64
+	Egress  int64
+	Runs    int64
+	Started int64
+}
+
+func (q *Queries) TeamUsedOpen(ctx context.Context, arg TeamUsedOpenParams) (TeamUsedOpenRow, error) {
+	row := q.queryRow(ctx, q.teamUsedOpenStmt, teamUsedOpen, arg.TeamID, arg.OpenEnd, arg.Since)
+	var i TeamUsedOpenRow
+	err := row.Scan(
+		&i.CpuUs,
+		&i.Egress,
+		&i.Runs,
+		&i.Started,
+	)
+	return i, err
 }

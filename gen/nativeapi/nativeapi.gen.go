@@ -18,6 +18,27 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for ChangeKind.
+const (
+	Added   ChangeKind = "added"
+	Changed ChangeKind = "changed"
+	Removed ChangeKind = "removed"
+)
+
+// Valid indicates whether the value is a known member of the ChangeKind enum.
+func (e ChangeKind) Valid() bool {
+	switch e {
+	case Added:
+		return true
+	case Changed:
+		return true
+	case Removed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EgressDecisionVerdict.
 const (
 	EgressDecisionVerdictAllow EgressDecisionVerdict = "allow"
@@ -66,6 +87,36 @@ func (e EgressRuleVerdict) Valid() bool {
 	case EgressRuleVerdictAllow:
 		return true
 	case EgressRuleVerdictDeny:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileMetaType.
+const (
+	Block     FileMetaType = "block"
+	Char      FileMetaType = "char"
+	Directory FileMetaType = "directory"
+	Fifo      FileMetaType = "fifo"
+	File      FileMetaType = "file"
+	Symlink   FileMetaType = "symlink"
+)
+
+// Valid indicates whether the value is a known member of the FileMetaType enum.
+func (e FileMetaType) Valid() bool {
+	switch e {
+	case Block:
+		return true
+	case Char:
+		return true
+	case Directory:
+		return true
+	case Fifo:
+		return true
+	case File:
+		return true
+	case Symlink:
 		return true
 	default:
 		return false
@@ -219,6 +270,24 @@ func (e StatusEgressDefault) Valid() bool {
 	}
 }
 
+// Defines values for TeamBudgetPeriod.
+const (
+	Day   TeamBudgetPeriod = "day"
+	Month TeamBudgetPeriod = "month"
+)
+
+// Valid indicates whether the value is a known member of the TeamBudgetPeriod enum.
+func (e TeamBudgetPeriod) Valid() bool {
+	switch e {
+	case Day:
+		return true
+	case Month:
+		return true
+	default:
+		return false
+	}
+}
+
 // Batch defines model for Batch.
 type Batch struct {
 	// Concurrency How many items run at a time: at most limits.batch_concurrency; 8 when left out, or the number of items when that is less.
@@ -304,6 +373,33 @@ type Budget struct {
 	WallSeconds int64 `json:"wallSeconds,omitempty"`
 }
 
+// Change defines model for Change.
+type Change struct {
+	After  *FileMeta `json:"after,omitempty"`
+	Before *FileMeta `json:"before,omitempty"`
+
+	// Binary It is no text, and not in the patch.
+	Binary bool `json:"binary"`
+
+	// Content The content of a file differs, and not only mode or owner.
+	Content    bool       `json:"content"`
+	Deletions  int        `json:"deletions"`
+	Insertions int        `json:"insertions"`
+	Kind       ChangeKind `json:"kind"`
+
+	// Large It is too long for the patch: more than 1 MiB.
+	Large bool `json:"large"`
+
+	// Patch As `git apply` and `patch -p1` read it.
+	Patch string `json:"patch,omitempty"`
+
+	// Path Without a leading slash; bytes that are no UTF-8 are replaced.
+	Path string `json:"path"`
+}
+
+// ChangeKind defines model for Change.Kind.
+type ChangeKind string
+
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
 	Name string `json:"name"`
@@ -356,6 +452,17 @@ type CreatedKey struct {
 	Key  string `json:"key"`
 	Name string `json:"name"`
 	Team string `json:"team"`
+}
+
+// Diff defines model for Diff.
+type Diff struct {
+	Changes []Change `json:"changes"`
+
+	// PatchesLeftOut So many changes have a patch that is not sent, because all of them would be too long.
+	PatchesLeftOut int `json:"patchesLeftOut"`
+
+	// Truncated There are more changes than are listed.
+	Truncated bool `json:"truncated"`
 }
 
 // EgressCheck defines model for EgressCheck.
@@ -445,6 +552,25 @@ type Event struct {
 	// Type A dotted fixed name such as sandbox.created.
 	Type string `json:"type"`
 }
+
+// FileMeta defines model for FileMeta.
+type FileMeta struct {
+	// Device major:minor.
+	Device string `json:"device,omitempty"`
+	Gid    int64  `json:"gid"`
+
+	// Mode Octal, such as 0644.
+	Mode string `json:"mode"`
+	Size int64  `json:"size"`
+
+	// Target Of a symbolic link.
+	Target string       `json:"target,omitempty"`
+	Type   FileMetaType `json:"type"`
+	Uid    int64        `json:"uid"`
+}
+
+// FileMetaType defines model for FileMeta.Type.
+type FileMetaType string
 
 // Flow defines model for Flow.
 type Flow struct {
@@ -541,6 +667,29 @@ type Limits struct {
 	Max                 Resources `json:"max"`
 	MaxSandboxesPerTeam int       `json:"maxSandboxesPerTeam"`
 	MaxTimeoutSeconds   int64     `json:"maxTimeoutSeconds"`
+}
+
+// MetricPoint defines model for MetricPoint.
+type MetricPoint struct {
+	At         time.Time `json:"at"`
+	CacheBytes int64     `json:"cacheBytes"`
+
+	// CpuPercent Share of all CPUs together.
+	CpuPercent float64 `json:"cpuPercent"`
+	Cpus       int     `json:"cpus"`
+	DiskBytes  int64   `json:"diskBytes"`
+
+	// DiskTotal The limit, 0 for none.
+	DiskTotal   int64 `json:"diskTotal"`
+	MemoryBytes int64 `json:"memoryBytes"`
+
+	// MemoryTotal The limit, 0 for none.
+	MemoryTotal int64 `json:"memoryTotal"`
+}
+
+// Metrics defines model for Metrics.
+type Metrics struct {
+	Points []MetricPoint `json:"points"`
 }
 
 // Network defines model for Network.
@@ -676,6 +825,12 @@ type ResumeSandbox struct {
 	TimeoutSeconds *int64 `json:"timeoutSeconds,omitempty"`
 }
 
+// Rollback defines model for Rollback.
+type Rollback struct {
+	// Snapshot The snapshot: its id, or its name and tag.
+	Snapshot string `json:"snapshot"`
+}
+
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
 	// AgentToken Only while it can be reached - it runs, or traffic wakes it - and not in lists.
@@ -803,6 +958,34 @@ type Status struct {
 // StatusEgressDefault defines model for Status.EgressDefault.
 type StatusEgressDefault string
 
+// TeamBudget The most that all sandboxes of a team may use in a period, 0 for no limit, and what they have used. At 80 % the event `team.budget_near` warns; when it is used up they are paused with the reason `team_budget`, and none is started before the period ends or the budget is raised (429, `team_budget_spent`).
+type TeamBudget struct {
+	CpuSeconds  int64 `json:"cpuSeconds"`
+	EgressBytes int64 `json:"egressBytes"`
+
+	// Own It was set for this team; otherwise it is the server's.
+	Own    bool             `json:"own"`
+	Period TeamBudgetPeriod `json:"period"`
+	Since  time.Time        `json:"since"`
+
+	// Spent cpu, wall or egress when that is used up.
+	Spent       string    `json:"spent,omitempty"`
+	Team        string    `json:"team"`
+	Until       time.Time `json:"until"`
+	Used        TeamUsed  `json:"used"`
+	WallSeconds int64     `json:"wallSeconds"`
+}
+
+// TeamBudgetPeriod defines model for TeamBudget.Period.
+type TeamBudgetPeriod string
+
+// TeamUsed defines model for TeamUsed.
+type TeamUsed struct {
+	CpuSeconds  float64 `json:"cpuSeconds"`
+	EgressBytes int64   `json:"egressBytes"`
+	WallSeconds float64 `json:"wallSeconds"`
+}
+
 // Template defines model for Template.
 type Template struct {
 	BuildID     string    `json:"buildID,omitempty"`
@@ -892,6 +1075,16 @@ type ListAuditParams struct {
 	After *After `form:"after,omitempty" json:"after,omitempty"`
 }
 
+// GetDiffParams defines parameters for GetDiff.
+type GetDiffParams struct {
+	// From Sandbox id, or a snapshot or template as a create takes it; without it what `to` started from.
+	From *string `form:"from,omitempty" json:"from,omitempty"`
+	To   string  `form:"to" json:"to"`
+
+	// Patch false leaves the texts out, and counts no lines.
+	Patch *bool `form:"patch,omitempty" json:"patch,omitempty"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// State Only these states, comma-joined. Without it - all but killed and failed.
@@ -935,6 +1128,15 @@ type ListEventsParams struct {
 type ForkSandboxParams struct {
 	// IdempotencyKey 1 to 255 printable ASCII characters. The team's same request with the same key gives the sandbox that the first one created: see docs/admission.md.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetMetricsParams defines parameters for GetMetrics.
+type GetMetricsParams struct {
+	// From RFC 3339; without it the last ten minutes.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To RFC 3339; without it now.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
 }
 
 // ListSnapshotsParams defines parameters for ListSnapshots.
@@ -986,6 +1188,9 @@ type PauseSandboxJSONRequestBody = PauseSandbox
 // ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
 type ResumeSandboxJSONRequestBody = ResumeSandbox
 
+// RollbackSandboxJSONRequestBody defines body for RollbackSandbox for application/json ContentType.
+type RollbackSandboxJSONRequestBody = Rollback
+
 // CreateSnapshotJSONRequestBody defines body for CreateSnapshot for application/json ContentType.
 type CreateSnapshotJSONRequestBody = CreateSnapshot
 
@@ -1000,6 +1205,12 @@ type ServerInterface interface {
 	// RunBatch Run many commands, each in a fresh sandbox or all in one, some at a time; streams their results.
 	// (POST /batch)
 	RunBatch(w http.ResponseWriter, r *http.Request)
+	// GetTeamBudget The budget of the team in its period, and what is used of it. It is set on the server, with `caisson budget set --team`.
+	// (GET /budget)
+	GetTeamBudget(w http.ResponseWriter, r *http.Request)
+	// GetDiff The files that changed from one point to another: sandboxes that run or are paused, snapshots and templates. Times of change, /tmp and other mounts are not compared. Needs free memory for a copy of each sandbox and snapshot.
+	// (GET /diff)
+	GetDiff(w http.ResponseWriter, r *http.Request, params GetDiffParams)
 	// CheckEgress Say what would happen to one connection, and which rule decides.
 	// (POST /egress/check)
 	CheckEgress(w http.ResponseWriter, r *http.Request)
@@ -1042,15 +1253,24 @@ type ServerInterface interface {
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
 	// (POST /sandboxes/{id}/fork)
 	ForkSandbox(w http.ResponseWriter, r *http.Request, id ID, params ForkSandboxParams)
+	// GetMetrics What a sandbox used, in order of time; also after its end. A long range is thinned.
+	// (GET /sandboxes/{id}/metrics)
+	GetMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetMetricsParams)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(w http.ResponseWriter, r *http.Request, id ID)
 	// PauseSandbox Save a running sandbox and end its box. What is saved is complete when this answers. 409 when it is paused already.
 	// (POST /sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// PromoteSandbox Put a copy in the place of the sandbox that it is a copy of: that one goes on under its id where the copy stands, and the copy ends. If that fails both go on.
+	// (POST /sandboxes/{id}/promote)
+	PromoteSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID)
+	// RollbackSandbox Give a sandbox the files, memory and processes of a snapshot in place of its own. It keeps id, tokens, environment, network and end. If that fails it goes on with its own. 409 with snapshot_mismatch when the snapshot lies on another image or has other limits.
+	// (POST /sandboxes/{id}/rollback)
+	RollbackSandbox(w http.ResponseWriter, r *http.Request, id ID)
 	// CreateSnapshot Save a running sandbox as a template, memory included. It stands still for a moment and runs on. 409 while it is being saved already.
 	// (POST /sandboxes/{id}/snapshots)
 	CreateSnapshot(w http.ResponseWriter, r *http.Request, id ID)
@@ -1137,6 +1357,79 @@ func (siw *ServerInterfaceWrapper) RunBatch(w http.ResponseWriter, r *http.Reque
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RunBatch(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTeamBudget operation middleware
+func (siw *ServerInterfaceWrapper) GetTeamBudget(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTeamBudget(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetDiff operation middleware
+func (siw *ServerInterfaceWrapper) GetDiff(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetDiffParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "patch" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "patch", r.URL.Query(), &params.Patch, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "patch"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "patch", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetDiff(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1619,6 +1912,61 @@ func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// GetMetrics operation middleware
+func (siw *ServerInterfaceWrapper) GetMetrics(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMetricsParams
+
+	// ------------- Optional query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetMetrics(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // PutNetwork operation middleware
 func (siw *ServerInterfaceWrapper) PutNetwork(w http.ResponseWriter, r *http.Request) {
 
@@ -1671,6 +2019,32 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// PromoteSandbox operation middleware
+func (siw *ServerInterfaceWrapper) PromoteSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PromoteSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ResumeSandbox operation middleware
 func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -1688,6 +2062,32 @@ func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ResumeSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RollbackSandbox operation middleware
+func (siw *ServerInterfaceWrapper) RollbackSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RollbackSandbox(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2080,6 +2480,11 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/snapshots", wrapper.CreateSnapshot)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/fork", wrapper.ForkSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/rollback", wrapper.RollbackSandbox)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/sandboxes/{id}/promote", wrapper.PromoteSandbox)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/diff", wrapper.GetDiff)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/budget", wrapper.GetTeamBudget)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/sandboxes/{id}/metrics", wrapper.GetMetrics)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/snapshots", wrapper.ListSnapshots)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/snapshots/{id}", wrapper.DeleteSnapshot)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/network", wrapper.PutNetwork)
@@ -2196,6 +2601,83 @@ type RunBatchdefaultJSONResponse struct {
 }
 
 func (response RunBatchdefaultJSONResponse) VisitRunBatchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamBudgetRequestObject struct {
+}
+
+type GetTeamBudgetResponseObject interface {
+	VisitGetTeamBudgetResponse(w http.ResponseWriter) error
+}
+
+type GetTeamBudget200JSONResponse TeamBudget
+
+func (response GetTeamBudget200JSONResponse) VisitGetTeamBudgetResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamBudgetdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTeamBudgetdefaultJSONResponse) VisitGetTeamBudgetResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDiffRequestObject struct {
+	Params GetDiffParams
+}
+
+type GetDiffResponseObject interface {
+	VisitGetDiffResponse(w http.ResponseWriter) error
+}
+
+type GetDiff200JSONResponse Diff
+
+func (response GetDiff200JSONResponse) VisitGetDiffResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDiffdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetDiffdefaultJSONResponse) VisitGetDiffResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2876,6 +3358,46 @@ func (response ForkSandboxdefaultJSONResponse) VisitForkSandboxResponse(w http.R
 	return err
 }
 
+type GetMetricsRequestObject struct {
+	Id     ID `json:"id"`
+	Params GetMetricsParams
+}
+
+type GetMetricsResponseObject interface {
+	VisitGetMetricsResponse(w http.ResponseWriter) error
+}
+
+type GetMetrics200JSONResponse Metrics
+
+func (response GetMetrics200JSONResponse) VisitGetMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMetricsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetMetricsdefaultJSONResponse) VisitGetMetricsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PutNetworkRequestObject struct {
 	Id   ID `json:"id"`
 	Body *PutNetworkJSONRequestBody
@@ -2956,6 +3478,45 @@ func (response PauseSandboxdefaultJSONResponse) VisitPauseSandboxResponse(w http
 	return err
 }
 
+type PromoteSandboxRequestObject struct {
+	Id ID `json:"id"`
+}
+
+type PromoteSandboxResponseObject interface {
+	VisitPromoteSandboxResponse(w http.ResponseWriter) error
+}
+
+type PromoteSandbox200JSONResponse Sandbox
+
+func (response PromoteSandbox200JSONResponse) VisitPromoteSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PromoteSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response PromoteSandboxdefaultJSONResponse) VisitPromoteSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ResumeSandboxRequestObject struct {
 	Id   ID `json:"id"`
 	Body *ResumeSandboxJSONRequestBody
@@ -2985,6 +3546,46 @@ type ResumeSandboxdefaultJSONResponse struct {
 }
 
 func (response ResumeSandboxdefaultJSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackSandboxRequestObject struct {
+	Id   ID `json:"id"`
+	Body *RollbackSandboxJSONRequestBody
+}
+
+type RollbackSandboxResponseObject interface {
+	VisitRollbackSandboxResponse(w http.ResponseWriter) error
+}
+
+type RollbackSandbox200JSONResponse Sandbox
+
+func (response RollbackSandbox200JSONResponse) VisitRollbackSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollbackSandboxdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RollbackSandboxdefaultJSONResponse) VisitRollbackSandboxResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3314,6 +3915,12 @@ type StrictServerInterface interface {
 	// RunBatch Run many commands, each in a fresh sandbox or all in one, some at a time; streams their results.
 	// (POST /batch)
 	RunBatch(ctx context.Context, request RunBatchRequestObject) (RunBatchResponseObject, error)
+	// GetTeamBudget The budget of the team in its period, and what is used of it. It is set on the server, with `caisson budget set --team`.
+	// (GET /budget)
+	GetTeamBudget(ctx context.Context, request GetTeamBudgetRequestObject) (GetTeamBudgetResponseObject, error)
+	// GetDiff The files that changed from one point to another: sandboxes that run or are paused, snapshots and templates. Times of change, /tmp and other mounts are not compared. Needs free memory for a copy of each sandbox and snapshot.
+	// (GET /diff)
+	GetDiff(ctx context.Context, request GetDiffRequestObject) (GetDiffResponseObject, error)
 	// CheckEgress Say what would happen to one connection, and which rule decides.
 	// (POST /egress/check)
 	CheckEgress(ctx context.Context, request CheckEgressRequestObject) (CheckEgressResponseObject, error)
@@ -3356,15 +3963,24 @@ type StrictServerInterface interface {
 	// ForkSandbox Start copies of a running sandbox from one checkpoint of it. They have ids and tokens of their own and everything else as it has it. It runs on.
 	// (POST /sandboxes/{id}/fork)
 	ForkSandbox(ctx context.Context, request ForkSandboxRequestObject) (ForkSandboxResponseObject, error)
+	// GetMetrics What a sandbox used, in order of time; also after its end. A long range is thinned.
+	// (GET /sandboxes/{id}/metrics)
+	GetMetrics(ctx context.Context, request GetMetricsRequestObject) (GetMetricsResponseObject, error)
 	// PutNetwork Replace the egress configuration. An empty body restores the server's default.
 	// (PUT /sandboxes/{id}/network)
 	PutNetwork(ctx context.Context, request PutNetworkRequestObject) (PutNetworkResponseObject, error)
 	// PauseSandbox Save a running sandbox and end its box. What is saved is complete when this answers. 409 when it is paused already.
 	// (POST /sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
+	// PromoteSandbox Put a copy in the place of the sandbox that it is a copy of: that one goes on under its id where the copy stands, and the copy ends. If that fails both go on.
+	// (POST /sandboxes/{id}/promote)
+	PromoteSandbox(ctx context.Context, request PromoteSandboxRequestObject) (PromoteSandboxResponseObject, error)
 	// ResumeSandbox Resume a paused sandbox; one that runs lives at least the timeout longer.
 	// (POST /sandboxes/{id}/resume)
 	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
+	// RollbackSandbox Give a sandbox the files, memory and processes of a snapshot in place of its own. It keeps id, tokens, environment, network and end. If that fails it goes on with its own. 409 with snapshot_mismatch when the snapshot lies on another image or has other limits.
+	// (POST /sandboxes/{id}/rollback)
+	RollbackSandbox(ctx context.Context, request RollbackSandboxRequestObject) (RollbackSandboxResponseObject, error)
 	// CreateSnapshot Save a running sandbox as a template, memory included. It stands still for a moment and runs on. 409 while it is being saved already.
 	// (POST /sandboxes/{id}/snapshots)
 	CreateSnapshot(ctx context.Context, request CreateSnapshotRequestObject) (CreateSnapshotResponseObject, error)
@@ -3480,6 +4096,56 @@ func (sh *strictHandler) RunBatch(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(RunBatchResponseObject); ok {
 		if err := validResponse.VisitRunBatchResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTeamBudget operation middleware
+func (sh *strictHandler) GetTeamBudget(w http.ResponseWriter, r *http.Request) {
+	var request GetTeamBudgetRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTeamBudget(ctx, request.(GetTeamBudgetRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTeamBudget")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTeamBudgetResponseObject); ok {
+		if err := validResponse.VisitGetTeamBudgetResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetDiff operation middleware
+func (sh *strictHandler) GetDiff(w http.ResponseWriter, r *http.Request, params GetDiffParams) {
+	var request GetDiffRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDiff(ctx, request.(GetDiffRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDiff")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetDiffResponseObject); ok {
+		if err := validResponse.VisitGetDiffResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -3882,6 +4548,33 @@ func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id 
 	}
 }
 
+// GetMetrics operation middleware
+func (sh *strictHandler) GetMetrics(w http.ResponseWriter, r *http.Request, id ID, params GetMetricsParams) {
+	var request GetMetricsRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMetrics(ctx, request.(GetMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMetrics")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetMetricsResponseObject); ok {
+		if err := validResponse.VisitGetMetricsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // PutNetwork operation middleware
 func (sh *strictHandler) PutNetwork(w http.ResponseWriter, r *http.Request, id ID) {
 	var request PutNetworkRequestObject
@@ -3951,6 +4644,32 @@ func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id
 	}
 }
 
+// PromoteSandbox operation middleware
+func (sh *strictHandler) PromoteSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request PromoteSandboxRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PromoteSandbox(ctx, request.(PromoteSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PromoteSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PromoteSandboxResponseObject); ok {
+		if err := validResponse.VisitPromoteSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ResumeSandbox operation middleware
 func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, id ID) {
 	var request ResumeSandboxRequestObject
@@ -3980,6 +4699,39 @@ func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, i
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ResumeSandboxResponseObject); ok {
 		if err := validResponse.VisitResumeSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RollbackSandbox operation middleware
+func (sh *strictHandler) RollbackSandbox(w http.ResponseWriter, r *http.Request, id ID) {
+	var request RollbackSandboxRequestObject
+
+	request.Id = id
+
+	var body RollbackSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RollbackSandbox(ctx, request.(RollbackSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RollbackSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RollbackSandboxResponseObject); ok {
+		if err := validResponse.VisitRollbackSandboxResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

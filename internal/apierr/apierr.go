@@ -115,6 +115,9 @@ func Describe(err error, reference string) Public {
 	case errors.Is(err, syscall.ENOSPC):
 		p.Message = "the server's disk is full: free space below its data directory and try again"
 		p.Internal = true
+	case outOfFiles(err):
+		p.Message, p.Code = "the server has no file descriptor left: end sandboxes, or raise its limit (LimitNOFILE of the unit, ulimit -n)", "file_limit"
+		p.Internal = true
 	case p.Status < 500, p.Status == statusUnavailable, p.Status == statusNotImplemented:
 		p.Message = Text(err)
 	case p.Status == statusTimeout:
@@ -193,6 +196,11 @@ const (
 	ExitTimeout     = 8
 )
 
+// outOfFiles says that this process, or the host, has no descriptor left.
+func outOfFiles(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
 var internal = class{nil, 500, "internal", ExitFailure} //nolint:gochecknoglobals // a constant in all but syntax
 
 // classOf finds the row of err. The order matters only where an error carries
@@ -212,6 +220,7 @@ func classOf(err error) class {
 		{errdefs.IsFailedPrecondition, 409, "failed_precondition", ExitConflict},
 		{errdefs.IsResourceExhausted, 429, "resource_exhausted", ExitLimit},
 		{errdefs.IsNotImplemented, statusNotImplemented, "unimplemented", ExitFailure},
+		{outOfFiles, statusUnavailable, "unavailable", ExitUnavailable},
 		{errdefs.IsUnavailable, statusUnavailable, "unavailable", ExitUnavailable},
 		{func(err error) bool { return errors.Is(err, syscall.ENOSPC) }, statusUnavailable, "unavailable", ExitUnavailable},
 		{errdefs.IsDeadlineExceeded, statusTimeout, "deadline_exceeded", ExitTimeout},

@@ -1,12 +1,10 @@
 package gvisor_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -333,41 +331,6 @@ func sockets(t *testing.T, pid int) map[string]bool {
 		}
 	}
 	return out
-}
-
-func TestExportLayer(t *testing.T) {
-	rootfs := providertest.BuildRootfs(t)
-	p, _ := fresh(t)
-	b := create(t, p, spec("one", rootfs))
-	run(t, b, "put", "/root/new", "content")
-	run(t, b, "remove", "/etc/hosts")
-	var buf bytes.Buffer
-	if err := b.ExportLayer(within(t), &buf); err != nil {
-		t.Fatalf("ExportLayer() = %v", err)
-	}
-	found := map[string]string{}
-	for tr := tar.NewReader(&buf); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(tr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeChar {
-			body = []byte("deleted")
-		}
-		found[strings.Trim(strings.TrimPrefix(h.Name, "."), "/")] = string(body)
-	}
-	for name, want := range map[string]string{"root/new": "content", "etc/hosts": "deleted"} {
-		if found[name] != want {
-			t.Errorf("%s in the layer = %q, want %q (all: %v)", name, found[name], want, found)
-		}
-	}
 }
 
 // Programs are looked for before anything is touched.

@@ -162,7 +162,7 @@ func (p *Provider) capabilities() provider.Capabilities {
 	}
 	slices.Sort(limits)
 	return provider.Capabilities{
-		Claim: true, Preboot: true, Restore: true, EnforcesEgress: true,
+		Claim: true, Preboot: true, Restore: true, EnforcesEgress: true, ExportsLayers: true,
 		Snapshots: []snapshot.Kind{snapshot.Filesystem, snapshot.Memory},
 		Limits:    limits,
 	}

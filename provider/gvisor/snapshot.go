@@ -149,16 +149,16 @@ func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.A
 	}
 	switch a.Kind {
 	case snapshot.Filesystem:
-		if engine, _ := splitABI(a.ABI); engine != p.engineABI() {
-			return nil, p.otherABI(a)
+		if err := p.Fits(a); err != nil {
+			return nil, err
 		}
 		return p.create(ctx, spec, launch{filesFrom: dir})
 	case snapshot.Memory:
-		engine, digest := splitABI(a.ABI)
-		agent := p.agentPath(digest)
-		if _, err := os.Stat(agent); engine != p.engineABI() || err != nil {
-			return nil, p.otherABI(a)
+		if err := p.Fits(a); err != nil {
+			return nil, err
 		}
+		_, digest := splitABI(a.ABI)
+		agent := p.agentPath(digest)
 		files, err := openAll(dir, wire.CheckpointFiles())
 		defer closeFiles(files)
 		if err != nil {
@@ -167,6 +167,21 @@ func (p *Provider) Restore(ctx context.Context, spec provider.Spec, a snapshot.A
 		return p.create(ctx, spec, launch{restore: files, abi: a.ABI, agent: agent})
 	}
 	return nil, fmt.Errorf("restore of kind %q: %w", a.Kind, errdefs.ErrNotImplemented)
+}
+
+// Fits implements provider.Fitter.
+func (p *Provider) Fits(a snapshot.Artifact) error {
+	engine, digest := splitABI(a.ABI)
+	if engine != p.engineABI() {
+		return p.otherABI(a)
+	}
+	if a.Kind != snapshot.Memory {
+		return nil
+	}
+	if _, err := os.Stat(p.agentPath(digest)); err != nil {
+		return p.otherABI(a)
+	}
+	return nil
 }
 
 func (p *Provider) otherABI(a snapshot.Artifact) error {
@@ -204,9 +219,8 @@ func openAll(dir string, names []string) ([]*os.File, error) {
 	return files, nil
 }
 
-// ExportLayer writes what the box has changed in its root filesystem to w, as a
-// tar stream with owners and modes; a deleted file is a character device 0/0.
-// Mounts such as /tmp are not in it. A template is made from the image and this.
+// ExportLayer implements provider.LayerExporter. A template is made from the
+// image and this.
 func (b *Box) ExportLayer(ctx context.Context, w io.Writer) error {
 	r, pw, err := os.Pipe()
 	if err != nil {

@@ -198,6 +198,7 @@ func (s *suite) capabilities(t *testing.T) {
 	_, claimer := b.(provider.Claimer)
 	_, prebooter := p.(provider.Prebooter)
 	_, snapshotter := b.(provider.Snapshotter)
+	_, exporter := b.(provider.LayerExporter)
 	for _, c := range []struct {
 		name          string
 		claimed, able bool
@@ -207,6 +208,7 @@ func (s *suite) capabilities(t *testing.T) {
 		{"Claim", caps.Claim, claimer},
 		{"Preboot", caps.Preboot, prebooter},
 		{"Snapshots", len(caps.Snapshots) > 0, snapshotter},
+		{"ExportsLayers", caps.ExportsLayers, exporter},
 	} {
 		if c.claimed != c.able {
 			t.Errorf("capability %s is %v, and the interface is there: %v", c.name, c.claimed, c.able)

@@ -74,6 +74,7 @@ func Run(t *testing.T, newProvider Factory, o Options) {
 		{"PrebootRestart", s.prebootedRestart},
 		{"SnapshotMemory", s.snapshotMemory},
 		{"SnapshotFilesystem", s.snapshotFilesystem},
+		{"ExportLayer", s.exportLayer},
 		{"SnapshotMisfits", s.snapshotMisfits},
 		{"Leaks", s.leaks},
 	} {

@@ -1,9 +1,13 @@
 package providertest
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
+	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -124,6 +128,14 @@ func (s *suite) snapshotMisfits(t *testing.T) {
 	otherABI, otherImage := a, a
 	otherABI.ABI = "engine of last year"
 	otherImage.RootfsDigest = "sha256:0"
+	if f, ok := p.(provider.Fitter); ok {
+		if err := f.Fits(a); err != nil {
+			t.Errorf("Fits(own) = %v", err)
+		}
+		if err := f.Fits(otherABI); !errors.Is(err, snapshot.ErrOtherEngine) {
+			t.Errorf("Fits(another ABI) = %v, want ErrOtherEngine", err)
+		}
+	}
 	for name, bad := range map[string]snapshot.Artifact{"another ABI": otherABI, "another image": otherImage} {
 		if _, err := p.(provider.Restorer).Restore(step(t), s.spec(), bad, v); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 			t.Errorf("Restore(%s) = %v, want ErrFailedPrecondition", name, err)
@@ -149,5 +161,53 @@ func (s *suite) snapshotMisfits(t *testing.T) {
 	}
 	if hs, err := p.List(step(t)); err != nil || len(hs) != 1 {
 		t.Errorf("List() after refused restores = %v, %v, want the original only", hs, err)
+	}
+}
+
+// exportLayer reads what boxes changed: one that runs, and what was restored of
+// it with its memory and without.
+func (s *suite) exportLayer(t *testing.T) {
+	p := s.new(t)
+	if !p.Capabilities().ExportsLayers {
+		t.Skip("this provider exports no layers")
+	}
+	v := newVault(t)
+	b := s.create(t, p, s.spec())
+	c := s.agent(t, b)
+	s.tool(t, c, "put", "/root/new", "content")
+	s.tool(t, c, "remove", "/etc/hosts")
+	all := map[string]provider.Box{"running": b}
+	for _, k := range p.Capabilities().Snapshots {
+		all[string(k)] = s.restore(t, p, s.spec(), s.save(t, b, k, v), v)
+	}
+	for name, b := range all {
+		var layer bytes.Buffer
+		if err := b.(provider.LayerExporter).ExportLayer(step(t), &layer); err != nil {
+			t.Errorf("%s: ExportLayer() = %v", name, err)
+			continue
+		}
+		found := map[string]string{}
+		for tr := tar.NewReader(&layer); ; {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			body, err := io.ReadAll(tr)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+				body = []byte("deleted")
+			}
+			found[strings.Trim(strings.TrimPrefix(h.Name, "."), "/")] = string(body)
+		}
+		for path, want := range map[string]string{"root/new": "content", "etc/hosts": "deleted"} {
+			if found[path] != want {
+				t.Errorf("%s: %s in the layer = %q, want %q", name, path, found[path], want)
+			}
+		}
 	}
 }

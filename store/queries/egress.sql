@@ -38,7 +38,22 @@ SELECT @to_sandbox, source.name, source.addr FROM egress_names AS source WHERE s
 -- name: DeleteSandboxNames :exec
 DELETE FROM egress_names WHERE sandbox_id = $1;
 
+-- name: MoveNames :execrows
+UPDATE egress_names SET sandbox_id = @to_sandbox WHERE sandbox_id = @from_sandbox;
+
+-- name: DeleteMark :exec
+DELETE FROM egress_names WHERE sandbox_id = $1 AND name = '';
+
 -- name: DeleteLostNames :exec
 DELETE FROM egress_names
 WHERE LENGTH(egress_names.sandbox_id) = 36 -- a build's
   AND NOT EXISTS (SELECT 1 FROM builds WHERE builds.id = egress_names.sandbox_id);
+
+-- name: DeleteKeptNames :exec
+DELETE FROM egress_names
+WHERE LENGTH(egress_names.sandbox_id) = 26 -- of a sandbox, by the artifact that it was saved as
+  AND NOT EXISTS (
+      SELECT 1 FROM sandboxes
+      WHERE sandboxes.state IN ('paused', 'resuming')
+        AND sandboxes.saved LIKE '%' || egress_names.sandbox_id || '%'
+  );

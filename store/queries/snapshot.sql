@@ -51,3 +51,10 @@ WHERE builds.artifact <> 'null' AND (
           AND sandboxes.state IN ('pending', 'running', 'pausing', 'paused', 'resuming', 'killing')
     )
 );
+
+-- name: TeamArtifacts :many
+SELECT template_tags.template_id, template_tags.tag, builds.artifact
+FROM template_tags
+JOIN templates ON templates.id = template_tags.template_id
+JOIN builds ON builds.id = template_tags.build_id
+WHERE templates.team_id = @team_id AND templates.kind = 'snapshot';

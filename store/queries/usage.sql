@@ -64,3 +64,35 @@ SELECT at FROM usage_samples WHERE tier = $1 ORDER BY at LIMIT 1;
 
 -- name: DeleteSamplesBefore :execrows
 DELETE FROM usage_samples WHERE tier = @tier AND at < @before;
+
+-- name: TeamUsedEnded :one
+SELECT
+    CAST(COALESCE(SUM(cpu_us), 0) AS BIGINT) AS cpu_us,
+    CAST(COALESCE(SUM(egress_in + egress_out), 0) AS BIGINT) AS egress,
+    CAST(COALESCE(SUM(ended_at - started_at), 0) AS BIGINT) AS wall_ms
+FROM usage_runs
+WHERE team_id = @team_id AND kind = 'run' AND ended_at > @since AND started_at >= @since AND ended_at < @open_end;
+
+-- name: TeamUsedOpen :one
+SELECT
+    CAST(COALESCE(SUM(cpu_us), 0) AS BIGINT) AS cpu_us,
+    CAST(COALESCE(SUM(egress_in + egress_out), 0) AS BIGINT) AS egress,
+    COUNT(*) AS runs,
+    CAST(COALESCE(SUM(started_at), 0) AS BIGINT) AS started
+FROM usage_runs
+WHERE team_id = @team_id AND kind = 'run' AND ended_at = @open_end AND started_at >= @since;
+
+-- name: TeamRunsAcross :many
+SELECT * FROM usage_runs
+WHERE team_id = @team_id AND kind = 'run' AND ended_at > @since AND started_at < @since;
+
+-- name: TeamBudget :many
+SELECT * FROM team_budgets WHERE team_id = $1;
+
+-- name: PutTeamBudget :exec
+INSERT INTO team_budgets (team_id, cpu_us, wall_us, egress_bytes, period) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (team_id) DO UPDATE SET
+    cpu_us = excluded.cpu_us, wall_us = excluded.wall_us, egress_bytes = excluded.egress_bytes, period = excluded.period;
+
+-- name: DeleteTeamBudget :exec
+DELETE FROM team_budgets WHERE team_id = $1;

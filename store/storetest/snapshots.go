@@ -34,7 +34,7 @@ func saved(id template.ID, name, tag string, n int) template.Snapshot {
 
 func put(t *testing.T, s *store.Store, snap template.Snapshot) []snapshot.ID {
 	t.Helper()
-	_, released, err := s.PutSnapshot(t.Context(), snap, audit.Event{Type: "snapshot.created", Team: string(snap.Team), Actor: "test"})
+	_, released, err := s.PutSnapshot(t.Context(), snap, sandbox.SnapshotQuota{}, audit.Event{Type: "snapshot.created", Team: string(snap.Team), Actor: "test"})
 	if err != nil {
 		t.Fatalf("PutSnapshot(%s) = %v", snap.Reference(), err)
 	}
@@ -112,7 +112,7 @@ func snapshots(t *testing.T, s *store.Store) {
 		"a snapshot's name":  saved("fresh000000000000000", "named", template.DefaultTag, 5),
 		"another team's own": func() template.Snapshot { x := saved(snapA, "", "v1", 5); x.Team = "other"; return x }(),
 	} {
-		if _, _, err := s.PutSnapshot(t.Context(), snap, audit.Event{Type: "x"}); !errdefs.IsAlreadyExists(err) {
+		if _, _, err := s.PutSnapshot(t.Context(), snap, sandbox.SnapshotQuota{}, audit.Event{Type: "x"}); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("PutSnapshot(%s) = %v, want already exists", name, err)
 		}
 	}

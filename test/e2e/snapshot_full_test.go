@@ -18,12 +18,25 @@ func TestVaultIsFull(t *testing.T) {
 	src := create(t, s, map[string]any{"envVars": map[string]string{"GREETING": "hello"}})
 	pid := sh(t, s, src, counting).Stdout
 	vault := filepath.Join(s.Data, "snapshots")
+	saveAs(t, s, src.ID, "point")
 	if err := unix.Mount("tmpfs", vault, "tmpfs", 0, "size=1m"); err != nil {
 		t.Fatalf("mount: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(vault, unix.MNT_DETACH) })
-	for _, call := range []string{"snapshots", "fork", "pause"} {
-		err := s.API(t.Context(), http.MethodPost, "/sandboxes/"+src.ID+"/"+call, map[string]any{}, nil)
+	// What is saved already is out of the way of the full disk.
+	rollback := "/native/v1/sandboxes/" + src.ID + "/rollback"
+	for call, path := range map[string]string{
+		"snapshot": "/sandboxes/" + src.ID + "/snapshots", "fork": "/sandboxes/" + src.ID + "/fork", "pause": "/sandboxes/" + src.ID + "/pause",
+		"rollback": rollback, "diff": "/native/v1/diff?to=" + src.ID,
+	} {
+		method, body := http.MethodPost, map[string]any{}
+		switch call {
+		case "diff":
+			method, body = http.MethodGet, nil
+		case "rollback":
+			body = map[string]any{"snapshot": "point"}
+		}
+		err := s.API(t.Context(), method, path, body, nil)
 		if status(err) < 500 {
 			t.Fatalf("%s on a full disk: %v", call, err)
 		}
@@ -37,6 +50,9 @@ func TestVaultIsFull(t *testing.T) {
 	}
 	if err := unix.Unmount(vault, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.API(t.Context(), http.MethodPost, rollback, map[string]any{"snapshot": "point"}, nil); err != nil {
+		t.Errorf("rollback with space again: %v", err)
 	}
 	id := saveAs(t, s, src.ID, "")
 	if err := s.API(context.WithoutCancel(t.Context()), http.MethodDelete, "/templates/"+id, nil, nil); err != nil {
