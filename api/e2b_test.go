@@ -426,13 +426,16 @@ func TestRateLimits(t *testing.T) {
 func TestCreateLimits(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{creates: identity.NewLimiter(0.001, 2), maxPerTeam: 1})
-	s.create(t, nil)
+	made := s.create(t, nil)
 	s.call(t, "POST", "/v2/sandboxes", map[string]string{"templateID": "base"}).wants(t, "second sandbox of the team", 429, "")
 	r := s.call(t, "POST", "/v2/sandboxes", map[string]string{"templateID": "base"})
 	r.wants(t, "third create", 429, "retry after")
 	if r.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
+	// A fork is a create, too.
+	s.call(t, "POST", made.path("/fork"), map[string]any{}).wants(t, "fork", 429, "retry after")
+	s.call(t, "POST", "/native/v1/sandboxes/"+made.SandboxID+"/fork", map[string]any{}).wants(t, "native fork", 429, "retry after")
 }
 
 func TestWhatIsNotThere(t *testing.T) {

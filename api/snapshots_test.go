@@ -41,6 +41,13 @@ func TestSnapshotRoutes(t *testing.T) {
 	s := start(t, settings{savesNothing: true})
 	c := s.create(t, nil)
 	// The provider can save nothing, and says so.
+	before, _ := s.manager.Live(sandbox.ID(c.SandboxID))
+	s.call(t, "POST", c.path("/pause"), nil).wants(t, "pause", 501, "")
+	select {
+	case <-before.Gone:
+		t.Error("a pause that can never be has broken the sandbox's streams")
+	default:
+	}
 	for _, call := range []string{"snapshots", "fork"} {
 		s.call(t, "POST", c.path("/"+call), map[string]any{}).wants(t, call, 501, "")
 		s.call(t, "POST", "/native/v1/sandboxes/"+c.SandboxID+"/"+call, map[string]any{}).wants(t, "native "+call, 501, "")

@@ -614,3 +614,21 @@ func TestCheckSharedAndTemplate(t *testing.T) {
 		t.Errorf("New() = %v", err)
 	}
 }
+
+// A server that is killed in the middle leaves sandboxes that end soon.
+func TestSandboxesAreLeased(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 0)
+	var life time.Duration
+	w.run(t, t.Context(), request(sh("true")), func(ev batch.Event) error {
+		if ev.Started == nil {
+			return nil
+		}
+		sb, err := w.Get(t.Context(), alice, ev.Started.Sandbox)
+		life = sb.EndsAt.Sub(sb.StartedAt)
+		return err
+	})
+	if life <= 0 || life > 90*time.Second {
+		t.Errorf("the sandbox of an item lives %s by itself, want 90 s at most", life)
+	}
+}

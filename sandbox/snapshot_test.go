@@ -422,3 +422,26 @@ func TestSnapshotOfAnotherEngine(t *testing.T) {
 		t.Errorf("boxes %v, artifacts %v are left", w.boxes.ids(), w.vault.ids())
 	}
 }
+
+// A snapshot that is saved over between finding it and recording a sandbox of it
+// is not started from: what it was made of is gone.
+func TestSnapshotReplacedDuringCreate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	src := pausable(t, p, func(r *sandbox.CreateRequest) { r.Timeout = time.Hour })
+	snap := save(t, p, src.ID, "point")
+	p.onStep = func(name string) {
+		if name == "insert" {
+			p.onStep = nil
+			save(t, p, src.ID, "point")
+		}
+	}
+	_, err := p.Create(t.Context(), alice, startFrom(snap.Reference()))
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "replaced meanwhile") {
+		t.Errorf("Create() = %v, want that it was replaced", err)
+	}
+	if _, err := p.Create(t.Context(), alice, startFrom(snap.Reference())); err != nil {
+		t.Errorf("Create() again = %v", err)
+	}
+}

@@ -242,3 +242,18 @@ func TestLeaseIsNotTheEnd(t *testing.T) {
 		}
 	})
 }
+
+// Warm boxes have no record, and no sweep takes them for orphans.
+func TestSweepLeavesWarmBoxes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.boot(t, warmConfig(2)).run(t)
+		time.Sleep(10 * time.Second)
+		before := w.boxes.ids()
+		time.Sleep(10 * time.Minute)
+		if after := w.boxes.ids(); len(before) != 2 || !slices.Equal(before, after) {
+			t.Errorf("warm boxes %v became %v", before, after)
+		}
+	})
+}
