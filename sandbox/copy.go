@@ -72,11 +72,11 @@ func (m *Manager) endCopy(e *entry) {
 	e.copying = false
 }
 
-// checkpoint saves a sandbox that beginCopy marked and lets it run on. Before
+// checkpoint saves a sandbox that beginCopy marked in v and lets it run on. Before
 // its memory is saved its agent forgets who it is (decisions.md 24), and is told
 // again at once. On an error there is no artifact, and the sandbox runs on too,
 // unless its agent cannot be reached any more.
-func (m *Manager) checkpoint(ctx context.Context, e *entry) (*copied, error) {
+func (m *Manager) checkpoint(ctx context.Context, e *entry, v snapshot.Vault) (*copied, error) {
 	if err := e.lock(ctx); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (m *Manager) checkpoint(ctx context.Context, e *entry) (*copied, error) {
 		return nil, context.Cause(ctx)
 	}
 	began := time.Now()
-	a, err := saver.Snapshot(ctx, snapshot.Memory, m.deps.Vault)
+	a, err := saver.Snapshot(ctx, snapshot.Memory, v)
 	if err != nil {
 		err = because(ctx, fmt.Errorf("save box: %w", err))
 	} else {

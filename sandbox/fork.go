@@ -12,6 +12,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -193,7 +194,7 @@ func (m *Manager) forkPoint(ctx context.Context, e *entry, count int) (*copied, 
 	}
 	ctx, cancel := m.saveContext(ctx)
 	defer cancel()
-	c, err := m.checkpoint(ctx, e)
+	c, err := m.checkpoint(ctx, e, snapshot.Scratch{Vault: m.deps.Vault})
 	if err != nil {
 		return nil, fmt.Errorf("fork sandbox %q: %w", e.id, err)
 	}

@@ -86,7 +86,7 @@ func (m *Manager) Snapshot(ctx context.Context, who identity.Principal, id ID, n
 	ctx, cancel := m.saveContext(ctx)
 	defer cancel()
 
-	c, err := m.checkpoint(ctx, e)
+	c, err := m.checkpoint(ctx, e, m.deps.Vault)
 	if err != nil {
 		return template.Snapshot{}, fmt.Errorf("snapshot of sandbox %q: %w", id, err)
 	}

@@ -69,3 +69,7 @@ type Vault interface {
 	// Export writes the artifact as one stream.
 	Export(ctx context.Context, a Artifact, w io.Writer) error
 }
+
+// Scratch is a Vault for artifacts that are read at once and then deleted: they
+// need not reach the disk.
+type Scratch struct{ Vault }

@@ -59,7 +59,10 @@ func (b *Box) Snapshot(ctx context.Context, k snapshot.Kind, v snapshot.Vault) (
 	if err != nil {
 		return snapshot.Artifact{}, fmt.Errorf("snapshot: %w", err)
 	}
-	written := writeEarly(files[len(files)-1]) // the pages
+	written := func() {}
+	if _, scratch := v.(snapshot.Scratch); !scratch {
+		written = writeEarly(files[len(files)-1]) // the pages
+	}
 	err = b.p.call(ctx, op, wire.ByID{ID: b.id}, nil, files...)
 	written()
 	if err != nil {
