@@ -95,8 +95,7 @@ type Fitter interface {
 // the image below, as a tar stream with owners and modes. A deleted file is a
 // character device 0/0; a directory with the extended attribute
 // trusted.overlay.opaque "y" hides what the image has there. Mounts such as /tmp
-// and sockets are not in it. It takes memory of the box, as much as its largest
-// file is long.
+// and sockets are not in it.
 type LayerExporter interface {
 	ExportLayer(ctx context.Context, w io.Writer) error
 }

@@ -1,16 +1,16 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/caisson-dev/caisson/agent/machine"
 	"github.com/caisson-dev/caisson/diff"
@@ -25,14 +25,9 @@ import (
 const (
 	// diffsAtOnce bounds comparisons, whose lists are held in memory.
 	diffsAtOnce = 2
-	// exportMemory is what a copy gets beyond its source's limit, in MiB, for
-	// reading its files.
-	exportMemory = 256
 	// exportSlack is what a layer may take beyond the disk limit of its sandbox,
 	// for headers and holes.
 	exportSlack = 512 << 20
-	// exitPatience is how long is waited to learn why a box died.
-	exitPatience = 2 * time.Second
 )
 
 // point is what one side of a Diff names.
@@ -171,12 +166,8 @@ func (m *Manager) layerOf(ctx context.Context, p *point) (_ *os.File, err error)
 	m.entries[e.id] = e
 	m.mu.Unlock()
 	defer m.forget(e)
-	res := p.resources
-	if res.MemoryMiB > 0 {
-		res.MemoryMiB += exportMemory
-	}
 	box, err := restorer.Restore(ctx, provider.Spec{
-		SandboxID: string(e.id), Hostname: string(e.id), Rootfs: p.build.Rootfs, Resources: res,
+		SandboxID: string(e.id), Hostname: string(e.id), Rootfs: p.build.Rootfs, Resources: p.resources,
 		Labels: map[string]string{"caisson.team": string(p.team), "caisson.node": m.cfg.Node},
 		Egress: nowhere{}, Deadline: clock().Add(m.cfg.SaveTimeout + m.cfg.DestroyTimeout),
 	}, *p.artifact, m.deps.Vault)
@@ -201,23 +192,15 @@ func (m *Manager) layerOf(ctx context.Context, p *point) (_ *os.File, err error)
 	if err != nil {
 		return nil, err
 	}
-	out := &bounded{w: f, left: res.DiskMiB<<20 + exportSlack}
-	if err := exporter.ExportLayer(ctx, out); err != nil {
+	out := &sparse{f: f, left: p.resources.DiskMiB<<20 + exportSlack}
+	if err = exporter.ExportLayer(ctx, out); err == nil {
+		err = f.Truncate(out.at) // it may end with a hole
+	}
+	if err != nil {
 		_ = f.Close()
-		return nil, because(ctx, m.whyNotRead(ctx, box, err))
+		return nil, because(ctx, err)
 	}
 	return f, nil
-}
-
-// whyNotRead says it when a copy died for lack of memory.
-func (m *Manager) whyNotRead(ctx context.Context, box provider.Box, err error) error {
-	ctx, cancel := context.WithTimeout(ctx, exitPatience)
-	defer cancel()
-	if exit, werr := box.Wait(ctx); werr == nil && exit.Reason == provider.ReasonOOM {
-		return apierr.New(errdefs.ErrResourceExhausted, "a file is too large to be read in the memory that the sandbox may have").
-			WithCode("file_too_large").WithCause(err)
-	}
-	return err
 }
 
 // unnamed makes a file in the vault, whose file system is made for large ones,
@@ -238,18 +221,30 @@ func (m *Manager) unnamed(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
-// bounded is a writer with an end.
-type bounded struct {
-	w    io.Writer
-	left int64
+// sparse writes a file in which runs of zeros are holes, up to a length.
+type sparse struct {
+	f        *os.File
+	at, left int64
 }
 
 // Write implements io.Writer.
-func (b *bounded) Write(p []byte) (int, error) {
-	if int64(len(p)) > b.left {
+func (s *sparse) Write(p []byte) (int, error) {
+	if int64(len(p)) > s.left {
 		return 0, fmt.Errorf("the files that were changed are too long to be compared: %w", errdefs.ErrResourceExhausted)
 	}
-	n, err := b.w.Write(p)
-	b.left -= int64(n)
-	return n, err
+	done := 0
+	for part := range slices.Chunk(p, len(zeros)) {
+		if !bytes.Equal(part, zeros[:len(part)]) {
+			if n, err := s.f.WriteAt(part, s.at); err != nil {
+				return done + n, err
+			}
+		}
+		s.at, s.left, done = s.at+int64(len(part)), s.left-int64(len(part)), done+len(part)
+	}
+	return done, nil
 }
+
+// zeros is what a hole reads as.
+//
+//nolint:gochecknoglobals // a constant in all but syntax
+var zeros [32 << 10]byte
