@@ -87,6 +87,11 @@ type Options struct {
 	// Whiteouts makes AddTar read names that begin with ".wh." as OCI layers
 	// mean them: as the removal of what earlier archives put there.
 	Whiteouts bool
+	// Overlay makes AddTar read an archive as the upper directory of an overlay:
+	// a character device 0/0 removes what is below it, and a directory with the
+	// attribute overlay.opaque all that was in it. With either of the two an
+	// archive may be empty.
+	Overlay bool
 	// Exclude, when set, is asked for every archive entry with its cleaned path
 	// (no leading slash); true leaves the entry out. Directories that are left
 	// out still appear, with default metadata, when something in them stays.

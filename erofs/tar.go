@@ -46,7 +46,7 @@ func (w *Writer) AddTar(ctx context.Context, r io.Reader) error {
 			return fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
 	}
-	if seen == 0 {
+	if seen == 0 && !w.opts.Whiteouts && !w.opts.Overlay {
 		return invalid("archive is empty")
 	}
 	// What follows is padding. Reading it lets the other end of a pipe finish
@@ -117,9 +117,17 @@ func (w *Writer) addEntry(h *tar.Header, content io.Reader) error {
 			return w.whiteout(parts, base)
 		}
 	}
+	if w.opts.Overlay && h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+		return w.whiteout(parts, path.Base(name))
+	}
 	m, err := headerMeta(h)
 	if err != nil {
 		return err
+	}
+	if w.opts.Overlay && h.Typeflag == tar.TypeDir && opaque(h) {
+		if err := w.whiteout(append(parts, ""), ".wh..opq"); err != nil {
+			return err
+		}
 	}
 	w.warnAttributes(name, h)
 	switch h.Typeflag {
@@ -135,6 +143,16 @@ func (w *Writer) addEntry(h *tar.Header, content io.Reader) error {
 		return w.addDevice(name, h, m)
 	}
 	return w.addRegular(name, content, h.Size, m)
+}
+
+// opaque reports whether an overlay's directory hides the one below it.
+func opaque(h *tar.Header) bool {
+	for _, space := range []string{"trusted", "user"} {
+		if h.PAXRecords["SCHILY.xattr."+space+".overlay.opaque"] == "y" {
+			return true
+		}
+	}
+	return false
 }
 
 func headerMeta(h *tar.Header) (meta, error) {
