@@ -6,6 +6,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -82,6 +83,16 @@ type Snapshotter interface {
 // Restorer is a Provider that can start a box from saved state.
 type Restorer interface {
 	Restore(ctx context.Context, spec Spec, a snapshot.Artifact, v snapshot.Vault) (Box, error)
+}
+
+// LayerExporter is a Box whose changes to its root filesystem can be read.
+// Capabilities.BuildsImages says that all boxes of a provider are.
+type LayerExporter interface {
+	// ExportLayer writes to w what was changed, as a tar stream with owners and
+	// modes: a character device 0/0 stands for what was deleted, and a directory
+	// with the attribute trusted.overlay.opaque for one that was made anew. Mounts
+	// such as /tmp are not in it.
+	ExportLayer(ctx context.Context, w io.Writer) error
 }
 
 // Destroyer is a Provider that can destroy a box without opening it: one whose

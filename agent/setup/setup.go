@@ -57,7 +57,8 @@ type Request struct {
 type Result struct {
 	// Changed says that the file system is not what it was.
 	Changed bool `json:"changed"`
-	// Home is the directory of the user of a User request.
+	// Name and Home are those of the user of a User request.
+	Name string `json:"name,omitempty"`
 	Home string `json:"home,omitempty"`
 	// Files and Bytes are what a Copy request wrote.
 	Files int   `json:"files,omitempty"`

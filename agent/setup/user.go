@@ -52,7 +52,7 @@ func (g Guest) user(r User) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	res.Home = u.Home
+	res.Name, res.Home = u.Name, u.Home
 	if r.Sudo && u.UID != 0 {
 		changed, err := g.sudo(u.Name)
 		res.Changed = res.Changed || changed

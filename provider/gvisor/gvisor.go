@@ -161,7 +161,7 @@ func (p *Provider) capabilities() provider.Capabilities {
 	}
 	slices.Sort(limits)
 	return provider.Capabilities{
-		Claim: true, Restore: true, EnforcesEgress: true,
+		Claim: true, Restore: true, EnforcesEgress: true, BuildsImages: true,
 		Snapshots: []snapshot.Kind{snapshot.Filesystem, snapshot.Memory},
 		Limits:    limits,
 	}

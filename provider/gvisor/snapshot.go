@@ -169,9 +169,7 @@ func openAll(dir string, names []string) ([]*os.File, error) {
 	return files, nil
 }
 
-// ExportLayer writes what the box has changed in its root filesystem to w, as a
-// tar stream with owners and modes; a deleted file is a character device 0/0.
-// Mounts such as /tmp are not in it. A template is made from the image and this.
+// ExportLayer implements provider.LayerExporter.
 func (b *Box) ExportLayer(ctx context.Context, w io.Writer) error {
 	r, pw, err := os.Pipe()
 	if err != nil {
