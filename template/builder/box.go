@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -43,8 +44,17 @@ type box struct {
 	b      *Builder
 	id     string
 	box    provider.Box
+	route  provider.Route // to the agent
+	token  secret.Value
 	client *agentclient.Client
 	undo   undo.Stack
+}
+
+// dial returns another client of the agent, whose connections are c's.
+func (x *box) dial(c *connections) *agentclient.Client {
+	return agentclient.New(provider.Route{Dial: func(ctx context.Context) (net.Conn, error) {
+		return c.dial(ctx, x.route.Dial)
+	}}, x.token)
 }
 
 // open starts a box on an image, with a saved layer on it unless that is nil.
@@ -79,7 +89,7 @@ func (r *run) open(ctx context.Context, rootfs image.Rootfs, layer *snapshot.Art
 	x.undo.Add(x.box.Destroy)
 	limits := b.o.Command
 	limits.Processes = res.Processes
-	token := rand.Text()
+	token := b.token()
 	err = x.box.Control().Init(ctx, control.Init{
 		SandboxID: x.id, BuildID: string(r.plan.Build), Hostname: "build", AccessToken: token,
 		DefaultUser: st.User, DefaultWorkdir: st.Workdir, Limits: limits, CABundle: b.o.CABundle,
@@ -88,11 +98,14 @@ func (r *run) open(ctx context.Context, rootfs image.Rootfs, layer *snapshot.Art
 	if err != nil {
 		return nil, err
 	}
-	route, err := x.box.Route(ctx, control.AgentPort)
-	if err != nil {
+	if x.route, err = x.box.Route(ctx, control.AgentPort); err != nil {
 		return nil, err
 	}
-	x.client = agentclient.New(route, secret.New(token))
+	if x.route.Dial == nil {
+		return nil, fmt.Errorf("provider %s has no local route: %w", b.o.Provider.Name(), errdefs.ErrNotImplemented)
+	}
+	x.token = secret.New(token)
+	x.client = agentclient.New(x.route, x.token)
 	x.undo.Add(func(context.Context) error { x.client.Close(); return nil })
 	return x, nil
 }
@@ -204,7 +217,7 @@ func (x *box) why(ctx context.Context, err error) error {
 		_ = pause(ctx, endPatience)
 	}
 	if c, ok := errors.AsType[*connect.Error](err); ok && c.Code() != connect.CodeUnavailable && ctx.Err() == nil && connect.IsWireError(c) {
-		return fmt.Errorf("command failed: %w", c)
+		return &fault{text: "command failed: " + c.Error(), kind: err}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

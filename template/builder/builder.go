@@ -121,6 +121,7 @@ type Builder struct {
 	o      Options
 	cache  *cache
 	layers *snapshot.Local
+	token  func() string // of the agent of one box
 
 	mu  sync.Mutex      // guards own
 	own map[string]bool // ids of boxes in use
@@ -149,7 +150,7 @@ func New(o Options) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("builder: %w", err)
 	}
-	return &Builder{o: o, cache: c, layers: layers, own: map[string]bool{}}, nil
+	return &Builder{o: o, cache: c, layers: layers, token: rand.Text, own: map[string]bool{}}, nil
 }
 
 // Owns reports whether a box of that id is being used by a build: no orphan.

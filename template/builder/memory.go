@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -52,16 +54,21 @@ func (r *run) memory(ctx context.Context, m made) (a *snapshot.Artifact, err err
 	if err := started.failed(); err != nil {
 		return nil, err
 	}
-	// Its stream would be a dead connection in every copy.
+	// Its stream would be a dead connection in every copy, whose buffers hold the
+	// token. An answer on another one says that the agent has seen its end.
 	started.leave()
+	if err := x.client.Ready(ctx); err != nil {
+		return nil, x.why(ctx, err)
+	}
 	return r.saveMemory(ctx, x)
 }
 
 // background is the start command while its output is being read.
 type background struct {
-	stop context.CancelFunc
-	done chan struct{} // closed when the stream has ended; err is set before
-	err  error
+	stop  context.CancelFunc
+	conns *connections
+	done  chan struct{} // closed when the stream has ended; err is set before
+	err   error
 }
 
 // startCommand runs the start command, which goes on when its stream is left.
@@ -70,14 +77,18 @@ func (r *run) startCommand(ctx context.Context, x *box, st state) (*background, 
 	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	out := &stream{j: r.log, level: levelInfo}
 	errs := &stream{j: r.log, level: levelWarn}
-	p, err := x.start(sctx, command{
+	conns := &connections{}
+	own := *x // the same box, over connections of its own
+	own.client = x.dial(conns)
+	p, err := own.start(sctx, command{
 		line: r.plan.Start, user: st.User, dir: st.dir(), env: st.Env, stdout: out, stderr: errs,
 	})
 	if err != nil {
 		stop()
+		conns.close()
 		return nil, fmt.Errorf("failed to run start command '%s': %w", r.plan.Start, err)
 	}
-	b := &background{stop: stop, done: make(chan struct{})}
+	b := &background{stop: stop, conns: conns, done: make(chan struct{})}
 	go func() {
 		defer close(b.done)
 		exit, err := p.Wait()
@@ -97,6 +108,34 @@ func (r *run) startCommand(ctx context.Context, x *box, st state) (*background, 
 func (b *background) leave() {
 	b.stop()
 	<-b.done
+	b.conns.close()
+}
+
+// connections are those that one client has opened.
+type connections struct {
+	mu   sync.Mutex // guards open
+	open []net.Conn
+}
+
+func (c *connections) dial(ctx context.Context, next func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	conn, err := next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, conn)
+	return conn, nil
+}
+
+// close closes them at once: an HTTP client does so later.
+func (c *connections) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.open {
+		_ = conn.Close() // perhaps again
+	}
+	c.open = nil
 }
 
 // failed returns how the start command failed, if it has.

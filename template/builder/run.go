@@ -160,6 +160,7 @@ func (r *run) work(ctx context.Context, x *box, base Base, have entry, keys []ke
 		r.log.info(i+1, "%s", r.title(i))
 		changed, err := r.step(ctx, x, i, &have.State)
 		if err == nil && changed {
+			have.Rootfs = ""
 			have.Layer, err = r.saveLayer(ctx, x)
 		}
 		if err == nil {
