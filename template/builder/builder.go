@@ -90,6 +90,10 @@ type Base struct {
 	// home.
 	User, Workdir string
 	Env           map[string]string
+	// Family is which package manager there is, if one is known; Missing are those
+	// of Tools that are not there.
+	Family  string
+	Missing []string
 }
 
 // Options are what a Builder works with; Limits and Command may be zero.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,6 +24,10 @@ type run struct {
 	log         *journal
 	started     time.Time
 	ignoreCache bool
+	// list are the steps with those before the plan's own, of which there are so
+	// many.
+	list   []template.Step
+	before int
 }
 
 // state is what a step leaves besides files, for the steps after it and for
@@ -128,37 +133,64 @@ type made struct {
 }
 
 // steps carries the plan's steps out, or finds that others did, and returns the
-// root filesystem that they make.
+// root filesystem that they make. What an image lacks is installed before, where
+// that can be done.
 func (r *run) steps(ctx context.Context, base Base) (made, error) {
+	pre := prelude(base)
+	if len(pre) == 0 {
+		if len(base.Missing) > 0 {
+			r.lacks(base, nil)
+		}
+		return r.chain(ctx, base, nil)
+	}
+	out, err := r.chain(ctx, base, pre)
+	if !errors.Is(err, errProvision) {
+		return out, err
+	}
+	r.lacks(base, err)
+	return r.chain(ctx, base, nil)
+}
+
+// chain is steps with those that come before the plan's own.
+func (r *run) chain(ctx context.Context, base Base, pre []template.Step) (made, error) {
+	r.list, r.before = slices.Concat(pre, r.plan.Steps), len(pre)
 	keys := []key{baseKey(base)}
-	for _, s := range r.plan.Steps {
+	for _, s := range r.list {
 		keys = append(keys, keys[len(keys)-1].next(s))
 	}
 	first, have := r.cached(keys, base)
 	for i := range first {
 		r.log.write(template.LogLine{
-			Level: levelInfo, Step: i + 1, Text: "CACHED " + r.title(i), Done: true, Cached: true,
+			Level: levelInfo, Step: r.number(i), Text: "CACHED " + r.title(i), Done: true, Cached: true,
 		})
 	}
-	if first == len(r.plan.Steps) {
+	if first == len(r.list) {
 		if rootfs, ok := r.finished(have); ok {
 			return made{rootfs: rootfs, state: have.State}, nil
 		}
 	}
 	x, err := r.open(ctx, base.Rootfs, have.Layer, r.workshop(), have.State)
 	if err != nil {
-		return made{}, at(first, err)
+		return made{}, at(r.number(first), err)
 	}
 	out, err := r.work(ctx, x, base, have, keys, first)
 	return out, errors.Join(err, x.close(ctx))
 }
 
+// number is that of a step in the plan, 0 for those before it.
+func (r *run) number(i int) int {
+	return max(0, min(i+1, len(r.list))-r.before)
+}
+
 // work runs the steps from first on in an open box.
 func (r *run) work(ctx context.Context, x *box, base Base, have entry, keys []key, first int) (made, error) {
-	for i := first; i < len(r.plan.Steps); i++ {
+	for i := first; i < len(r.list); i++ {
 		began := time.Now()
-		r.log.info(i+1, "%s", r.title(i))
-		changed, err := r.step(ctx, x, i, &have.State)
+		r.log.info(r.number(i), "%s", r.title(i))
+		changed, err := r.step(ctx, x, r.number(i), r.list[i], &have.State)
+		if err != nil && i < r.before && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", errProvision, err)
+		}
 		if err == nil && changed {
 			have.Rootfs = ""
 			have.Layer, err = r.saveLayer(ctx, x)
@@ -167,10 +199,10 @@ func (r *run) work(ctx context.Context, x *box, base Base, have entry, keys []ke
 			err = r.cache.save(keys[i+1], have)
 		}
 		if err != nil {
-			return made{}, at(i+1, err)
+			return made{}, at(r.number(i), err)
 		}
 		r.log.write(template.LogLine{
-			Level: levelInfo, Step: i + 1, Text: r.title(i), Done: true, Duration: time.Since(began),
+			Level: levelInfo, Step: r.number(i), Text: r.title(i), Done: true, Duration: time.Since(began),
 		})
 	}
 	if rootfs, ok := r.finished(have); ok {
@@ -192,22 +224,25 @@ func (r *run) work(ctx context.Context, x *box, base Base, have entry, keys []ke
 // cached returns how many of the steps need not run, and what they left.
 func (r *run) cached(keys []key, base Base) (int, entry) {
 	have := entry{Base: base.Rootfs.Digest, State: stateOf(base)}
-	if r.plan.Force || r.ignoreCache {
-		return 0, have
-	}
-	for i, s := range r.plan.Steps {
+	for i, s := range r.list {
+		forced := r.ignoreCache || i >= r.before && (r.plan.Force || s.Force)
+		if forced {
+			return i, have
+		}
 		e, ok := r.cache.load(keys[i+1])
-		if s.Force || !ok || e.Base != have.Base || e.Layer != nil && !r.hasLayer(*e.Layer) {
+		if !ok || e.Base != have.Base || e.Layer != nil && !r.layers.Has(e.Layer.ID) {
 			return i, have
 		}
 		have = e
 	}
-	return len(r.plan.Steps), have
+	return len(r.list), have
 }
 
 func (r *run) title(i int) string {
-	s := r.plan.Steps[i]
-	return fmt.Sprintf("[builder %d/%d] %s", i+1, len(r.plan.Steps), describe(s))
+	if i < r.before {
+		return "[base] " + describe(r.list[i])
+	}
+	return fmt.Sprintf("[builder %d/%d] %s", r.number(i), len(r.plan.Steps), describe(r.list[i]))
 }
 
 // finished returns the image of an entry, when there is one: the base itself
@@ -245,10 +280,6 @@ func (r *run) saveLayer(ctx context.Context, x *box) (*snapshot.Artifact, error)
 		return nil, fmt.Errorf("save the step's files: %w", err)
 	}
 	return &a, nil
-}
-
-func (r *run) hasLayer(a snapshot.Artifact) bool {
-	return r.layers.Has(a.ID)
 }
 
 var errNoExport = errors.New("its changes cannot be read")

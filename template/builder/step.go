@@ -53,19 +53,18 @@ func describe(s template.Step) string {
 
 // step runs one step, which changes st; changed says whether it also changed
 // files.
-func (r *run) step(ctx context.Context, x *box, i int, st *state) (changed bool, err error) {
+func (r *run) step(ctx context.Context, x *box, n int, s template.Step, st *state) (changed bool, err error) {
 	limit := r.o.Limits.Step
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the step took longer than %s: %w", limit, context.DeadlineExceeded))
 	defer cancel()
 	// The cache keeps the state of the step before.
 	next := st.clone()
-	s := r.plan.Steps[i]
 	switch s.Type {
 	case "RUN":
-		err = r.runStep(ctx, x, i+1, s, next)
+		err = r.runStep(ctx, x, n, s, next)
 		changed = true
 	case "COPY", "ADD":
-		err = r.copyStep(ctx, x, i+1, s, next)
+		err = r.copyStep(ctx, x, n, s, next)
 		changed = true
 	case "ENV", "ARG":
 		err = r.envStep(ctx, x, s, &next)
