@@ -413,7 +413,7 @@ func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	}
 	// An entry exists from before a box is created until after it is destroyed;
 	// a warm box is the pool's until its record exists.
-	if m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {
+	if m.entry(ID(h.ID)) != nil || m.pool != nil && m.pool.Owns(h.ID) || m.deps.Owned != nil && m.deps.Owned(h.ID) {
 		return nil
 	}
 	sb, err := m.deps.Store.Get(ctx, ID(h.ID))

@@ -42,6 +42,8 @@ type world struct {
 	// metrics and memory go to the processes that are booted.
 	metrics sandbox.Metrics
 	memory  func() (int64, error)
+	// owned is theirs too.
+	owned func(id string) bool
 }
 
 func newWorld(t *testing.T) *world {
@@ -102,7 +104,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Vault:     faultyVault{w.vault, p},
 		Policy:    policy,
 		Closing:   p.closing,
-		Metrics:   w.metrics, FreeMemory: w.memory,
+		Metrics:   w.metrics, FreeMemory: w.memory, Owned: w.owned,
 		Seed: w.seed,
 		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})

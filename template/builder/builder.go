@@ -17,6 +17,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -150,7 +151,7 @@ func New(o Options) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("builder: %w", err)
 	}
-	c, err := newCache(filepath.Join(o.Dir, "steps"), o.Limits)
+	c, err := newCache(stepsDir(o.Dir), o.Limits)
 	if err != nil {
 		return nil, fmt.Errorf("builder: %w", err)
 	}
@@ -179,9 +180,17 @@ func (b *Builder) release(id string) {
 	delete(b.own, id)
 }
 
-// KeepImages returns the digests of images that cached steps lie on; they are
-// not to be collected.
-func (b *Builder) KeepImages() ([]string, error) { return b.cache.images() }
+// KeepImages returns the digests of images that the cached steps of a builder's
+// directory lie on; they are not to be collected. A missing directory has none.
+func KeepImages(dir string) ([]string, error) {
+	keep, err := (&cache{dir: stepsDir(dir)}).images()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return keep, err
+}
+
+func stepsDir(dir string) string { return filepath.Join(dir, "steps") }
 
 // GC drops cached steps that were not used for long or are too many, and what
 // builds that died have left.

@@ -91,19 +91,23 @@ func (x *index) save(f found) error {
 	return nil
 }
 
-// KeepImages forgets images that nobody asked for lately and returns the digests
-// of the root filesystems of the others; they are not to be collected.
-func (p *Puller) KeepImages(ctx context.Context) ([]string, error) {
-	names, err := os.ReadDir(p.index.dir)
+// KeepImages returns the digests of the root filesystems in a puller's directory
+// that were asked for less than keep ago; they are not to be collected. What is
+// older is forgotten. A missing directory has none.
+func KeepImages(ctx context.Context, dir string, keep time.Duration) ([]string, error) {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	var keep []string
+	var digests []string
 	for _, n := range names {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		path := filepath.Join(p.index.dir, n.Name())
+		path := filepath.Join(dir, n.Name())
 		fi, err := n.Info()
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -112,8 +116,8 @@ func (p *Puller) KeepImages(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("list images: %w", err)
 		}
 		f, err := readFound(path)
-		if strings.HasSuffix(n.Name(), ".json") && err == nil && time.Since(fi.ModTime()) < p.o.Keep {
-			keep = append(keep, f.Rootfs)
+		if strings.HasSuffix(n.Name(), ".json") && err == nil && time.Since(fi.ModTime()) < keep {
+			digests = append(digests, f.Rootfs)
 			continue
 		}
 		if time.Since(fi.ModTime()) < time.Minute {
@@ -123,5 +127,5 @@ func (p *Puller) KeepImages(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("forget image: %w", err)
 		}
 	}
-	return keep, nil
+	return digests, nil
 }

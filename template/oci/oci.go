@@ -73,8 +73,6 @@ type Options struct {
 	Templates func(ctx context.Context, name string) (template.Build, error)
 	// Limits bound one image; zero fields mean the defaults of package erofs.
 	Limits erofs.Limits
-	// Keep is how long an image that nobody asked for is remembered. Default 14 d.
-	Keep time.Duration
 }
 
 // Puller implements builder.Puller. Safe for concurrent use.
@@ -88,9 +86,6 @@ var _ builder.Puller = (*Puller)(nil)
 
 // New prepares a puller and its directory.
 func New(o Options) (*Puller, error) {
-	if o.Keep == 0 {
-		o.Keep = 14 * 24 * time.Hour
-	}
 	for from, to := range o.Aliases {
 		if err := checkAlias(to); err != nil {
 			return nil, fmt.Errorf("alias %s: %w", from, err)

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -217,7 +218,8 @@ func TestPull(t *testing.T) {
 	s := serve(t, "", "")
 	img := small(t, layer(t, file("etc/.wh.old", ""), file("etc/new", "new")), layer(t))
 	ref := s.push(t, "some/image:v1", img)
-	p, images := puller(t, nil)
+	var dir string
+	p, images := puller(t, func(o *oci.Options) { dir = o.Dir })
 	first, err := p.Pull(t.Context(), template.ImageSource{Ref: ref}, quiet)
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +252,7 @@ func TestPull(t *testing.T) {
 	if n := s.blobs.Load() - before; n != 0 {
 		t.Errorf("%d blobs were fetched again", n)
 	}
-	keep, err := p.KeepImages(t.Context())
+	keep, err := oci.KeepImages(t.Context(), dir, time.Hour)
 	if err != nil || !cmp.Equal(keep, []string{first.Rootfs.Digest}) {
 		t.Errorf("KeepImages = %v, %v", keep, err)
 	}
