@@ -44,6 +44,7 @@ type world struct {
 	images  *image.Store
 	vault   *snapshot.Local
 	builder *builder.Builder
+	options builder.Options
 	policy  egress.Policy
 
 	mu  sync.Mutex // guards log
@@ -91,15 +92,23 @@ func openWorld(t testing.TB, dir string, limits builder.Limits) *world {
 		t.Fatal(err)
 	}
 	w.policy = egress.Policy{Version: 1, Default: egress.Deny}
-	w.builder, err = builder.New(builder.Options{
+	w.options = builder.Options{
 		Dir: filepath.Join(dir, "builds"), Images: w.images, Provider: w.prov, Guard: w.guard, Policy: w.policy, Vault: w.vault,
 		Puller: noImages{}, Limits: limits, Log: log,
 		Defaults: provider.Resources{MemoryMiB: 512, CPUs: 2, DiskMiB: 1024, Processes: 256},
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
+	w.reopen(func(*builder.Options) {})
 	return w
+}
+
+// reopen makes the builder anew with other options.
+func (w *world) reopen(change func(*builder.Options)) {
+	w.t.Helper()
+	change(&w.options)
+	var err error
+	if w.builder, err = builder.New(w.options); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // noImages is a puller that has none.
