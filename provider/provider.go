@@ -91,7 +91,8 @@ type LayerExporter interface {
 	// ExportLayer writes to w what was changed, as a tar stream with owners and
 	// modes: a character device 0/0 stands for what was deleted, and a directory
 	// with the attribute trusted.overlay.opaque for one that was made anew. Mounts
-	// such as /tmp are not in it.
+	// such as /tmp are not in it. errdefs.ErrFailedPrecondition for a box that was
+	// restored with its memory.
 	ExportLayer(ctx context.Context, w io.Writer) error
 }
 

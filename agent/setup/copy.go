@@ -35,7 +35,8 @@ type Copy struct {
 	// Dest is absolute. A file is put into it when it ends with a slash or is a
 	// directory; a directory is merged with it.
 	Dest string `json:"dest"`
-	// User owns what is written, Mode is its permission bits unless negative.
+	// User, perhaps with :GROUP, owns what is written; names or numbers. Mode is
+	// its permission bits unless negative.
 	User string `json:"user"`
 	Mode int64  `json:"mode"`
 	// Entries and Bytes bound the archive.
@@ -61,7 +62,7 @@ type unpacking struct {
 }
 
 func (g Guest) copy(c Copy, in io.Reader) (Result, error) {
-	owner, err := g.lookup(c.User)
+	owner, err := g.owner(c.User)
 	if err != nil {
 		return Result{}, err
 	}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -118,6 +119,42 @@ func (g Guest) lookup(name string) (account.User, error) {
 		return u, refuse("invalid username: '%s'", name)
 	}
 	return u, err
+}
+
+// owner returns what USER[:GROUP] means, with a group of its own only where that
+// is named. Numbers need not be of anybody.
+func (g Guest) owner(s string) (account.User, error) {
+	name, group, grouped := strings.Cut(s, ":")
+	u, err := g.lookup(name)
+	if id, nerr := strconv.ParseUint(name, 10, 32); err != nil && nerr == nil {
+		u, err = account.User{UID: uint32(id), GID: uint32(id)}, nil
+		if known, kerr := g.accounts().Lookup(g.accounts().UserName(uint32(id))); kerr == nil {
+			u = known
+		}
+	}
+	if err != nil || !grouped {
+		return u, err
+	}
+	id, err := strconv.ParseUint(group, 10, 32)
+	if err == nil {
+		u.GID = uint32(id)
+		return u, nil
+	}
+	file, err := g.read("etc/group")
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(file)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) < 3 || f[0] != group {
+			continue
+		}
+		if id, err := strconv.ParseUint(f[2], 10, 32); err == nil {
+			u.GID = uint32(id)
+			return u, nil
+		}
+	}
+	return u, refuse("invalid group: '%s'", group)
 }
 
 // Dir makes a directory with its parents, where missing.

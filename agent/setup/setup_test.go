@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -249,6 +251,41 @@ func TestCopy(t *testing.T) {
 				t.Errorf("result = %+v", res)
 			}
 		})
+	}
+}
+
+func TestOwner(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	g := guest(t)
+	put(t, g.Root, "etc/group", "root:x:0:\nstaff:x:50:\nbroken\n")
+	for spec, want := range map[string]string{
+		"user": "1000:1000", "user:staff": "1000:50", "0:50": "0:50", "1000": "1000:1000", "4321": "4321:4321", "4321:7": "4321:7",
+		"root:root": "0:0",
+	} {
+		c := request("f", "/f")
+		c.User = spec
+		if _, err := g.Do(setup.Request{Copy: &c}, bytes.NewReader(pack(t, file("f", "x")))); err != nil {
+			t.Errorf("owner %q = %v", spec, err)
+			continue
+		}
+		fi, err := os.Stat(filepath.Join(g.Root, "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		if got := fmt.Sprintf("%d:%d", st.Uid, st.Gid); got != want {
+			t.Errorf("owner %q = %s, want %s", spec, got, want)
+		}
+	}
+	for _, bad := range []string{"nobody9", "user:nogroup9", ":", "user:", "-1"} {
+		c := request("f", "/f")
+		c.User = bad
+		if _, err := g.Do(setup.Request{Copy: &c}, bytes.NewReader(pack(t, file("f", "x")))); !errors.Is(err, setup.ErrRefused) {
+			t.Errorf("owner %q = %v, want it refused", bad, err)
+		}
 	}
 }
 

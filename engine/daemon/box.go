@@ -46,7 +46,8 @@ type box struct {
 	nic      *os.File // host's end
 	nicPeer  *os.File // guest's end, until start or restore
 	agent    *os.File // host's end of the control channel
-	layer    *os.File // writable layer, to tell its size
+	layer    *os.File // writable layer, to tell its size and to export it
+	restored bool     // with memory
 	deadline *time.Timer
 	reason   string // why it is being killed, when it is
 	detail   string

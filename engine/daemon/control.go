@@ -107,6 +107,9 @@ func (b *box) restore(ctx context.Context, files []*os.File) error {
 	if len(files) != 3 {
 		return &wire.Error{Code: wire.CodeInvalid, Message: fmt.Sprintf("restore takes 3 files, got %d", len(files))}
 	}
+	b.mu.Lock()
+	b.restored = true
+	b.mu.Unlock()
 	return b.launch(ctx, boot.ContMgrRestore, &boot.RestoreOpts{
 		FilePayload: urpc.FilePayload{Files: files}, HavePagesFile: true, Background: true,
 	})
@@ -146,21 +149,6 @@ func (b *box) saveFiles(ctx context.Context, files []*os.File) error {
 	err := call(ctx, b, boot.ContMgrFSSave, &boot.FSSaveArgs{FilePayload: urpc.FilePayload{Files: files}, Path: "/"}, nil)
 	if err != nil {
 		return fmt.Errorf("save files: %w", err)
-	}
-	return nil
-}
-
-// exportLayer writes the writable layer as a tar stream, deletions as character
-// devices 0/0.
-func (b *box) exportLayer(ctx context.Context, files []*os.File) error {
-	if len(files) != 1 {
-		return &wire.Error{Code: wire.CodeInvalid, Message: fmt.Sprintf("export takes 1 file, got %d", len(files))}
-	}
-	err := call(ctx, b, boot.FsTarRootfsUpperLayer, &control.TarRootfsUpperLayerOpts{
-		ContainerID: b.info.ID, FilePayload: urpc.FilePayload{Files: files},
-	}, nil)
-	if err != nil {
-		return fmt.Errorf("export layer: %w", err)
 	}
 	return nil
 }
