@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/caisson-dev/caisson/template/builder"
 )
@@ -60,6 +61,30 @@ func TestSteps(t *testing.T) {
 	}
 	if left := w.leftovers(); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestCacheIsTheTeams: the hash of files is what a client says. A team gets
+// neither what another uploaded under it nor what another's steps made.
+func TestCacheIsTheTeams(t *testing.T) {
+	w := newWorld(t, builder.Limits{})
+	base := w.base()
+	plan := func(team identity.TeamID, body string) template.Plan {
+		return template.Plan{
+			Build: "b", Team: team, Base: base, Files: archives(map[string][]byte{"same": pack(t, file("f", body))}),
+			Steps: []template.Step{copyStep("same", "f", "/srv/")},
+		}
+	}
+	w.must(plan("evil", "evil"))
+	if got := w.try(w.must(plan("good", "good")), "", "cat /srv/f"); got != "good" {
+		t.Errorf("the file of the second team = %q", got)
+	}
+	if got := w.cachedSteps(); got != nil {
+		t.Errorf("cached steps = %v", got)
+	}
+	w.must(plan("good", "good"))
+	if got := w.cachedSteps(); len(got) != 1 {
+		t.Errorf("cached steps of the same team = %v", got)
 	}
 }
 

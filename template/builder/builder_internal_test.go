@@ -104,7 +104,7 @@ func TestKeys(t *testing.T) {
 		return Base{Rootfs: image.Rootfs{Digest: digest}, User: user, Workdir: workdir, Env: map[string]string{"A": value}}
 	}
 	s := template.Step{Type: "RUN", Args: []string{"x"}, FilesHash: "h"}
-	first := baseKey(base("d", "u", "/w", "1")).next(s)
+	first := baseKey("team", base("d", "u", "/w", "1")).next(s)
 	seen := map[key]string{}
 	note := func(what string, k key) {
 		if other, ok := seen[k]; ok {
@@ -113,8 +113,9 @@ func TestKeys(t *testing.T) {
 		seen[k] = what
 	}
 	note("the first", first)
+	note("another team's", baseKey("other", base("d", "u", "/w", "1")).next(s))
 	for i, b := range []Base{base("D", "u", "/w", "1"), base("d", "U", "/w", "1"), base("d", "u", "/W", "1"), base("d", "u", "/w", "2")} {
-		note(fmt.Sprint("base ", i), baseKey(b).next(s))
+		note(fmt.Sprint("base ", i), baseKey("team", b).next(s))
 	}
 	for i, other := range []template.Step{
 		{Type: "ENV", Args: s.Args, FilesHash: "h"},
@@ -122,12 +123,12 @@ func TestKeys(t *testing.T) {
 		{Type: "RUN", Args: []string{"x", ""}, FilesHash: "h"},
 		{Type: "RUN", Args: s.Args, FilesHash: "i"},
 	} {
-		note(fmt.Sprint("step ", i), baseKey(base("d", "u", "/w", "1")).next(other))
+		note(fmt.Sprint("step ", i), baseKey("team", base("d", "u", "/w", "1")).next(other))
 	}
 	note("the second", first.next(s))
 	forced := s
 	forced.Force = true
-	if k := baseKey(base("d", "u", "/w", "1")).next(forced); k != first {
+	if k := baseKey("team", base("d", "u", "/w", "1")).next(forced); k != first {
 		t.Error("force changes a step's key")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 )
@@ -32,13 +33,16 @@ const (
 // key is the address of what a chain of steps makes: hex digits.
 type key string
 
-// baseKey begins a chain.
-func baseKey(b Base) key {
+// baseKey begins a chain. It is the team's own: the hash of a COPY step's files
+// is what a client says, so one team could have another's builds take its files,
+// or take theirs.
+func baseKey(team identity.TeamID, b Base) key {
 	return hashOf(struct {
 		Version int
+		Team    identity.TeamID
 		Rootfs  string
 		State   state
-	}{cacheVersion, b.Rootfs.Digest, stateOf(b)})
+	}{cacheVersion, team, b.Rootfs.Digest, stateOf(b)})
 }
 
 // next is the key after one more step. What user, directory and environment were

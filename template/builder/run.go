@@ -154,7 +154,7 @@ func (r *run) steps(ctx context.Context, base Base) (made, error) {
 // chain is steps with those that come before the plan's own.
 func (r *run) chain(ctx context.Context, base Base, pre []template.Step) (made, error) {
 	r.list, r.before = slices.Concat(pre, r.plan.Steps), len(pre)
-	keys := []key{baseKey(base)}
+	keys := []key{baseKey(r.plan.Team, base)}
 	for _, s := range r.list {
 		keys = append(keys, keys[len(keys)-1].next(s))
 	}
