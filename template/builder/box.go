@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -68,11 +69,15 @@ func (r *run) open(ctx context.Context, rootfs image.Rootfs, layer *snapshot.Art
 			err = errors.Join(err, x.close(ctx))
 		}
 	}()
+	// Under the build's name: the addresses that the gateway gave to names are in
+	// the saved memory, and a sandbox of the build inherits them by it. A build has
+	// one box at a time.
+	name := cmp.Or(string(r.plan.Build), x.id)
 	var att egress.Attachment
-	if att, err = b.o.Guard.Attach(ctx, x.id, b.o.Policy); err != nil {
+	if att, err = b.o.Guard.Attach(ctx, name, b.o.Policy); err != nil {
 		return nil, fmt.Errorf("attach egress: %w", err)
 	}
-	x.undo.Add(func(ctx context.Context) error { return b.o.Guard.Detach(ctx, x.id) })
+	x.undo.Add(func(ctx context.Context) error { return b.o.Guard.Detach(ctx, name) })
 	deadline, _ := ctx.Deadline()
 	spec := provider.Spec{
 		SandboxID: x.id, Hostname: "build", Rootfs: rootfs, Resources: res, Egress: att,
