@@ -222,7 +222,8 @@ func (x *box) why(ctx context.Context, err error) error {
 		_ = pause(ctx, endPatience)
 	}
 	if c, ok := errors.AsType[*connect.Error](err); ok && c.Code() != connect.CodeUnavailable && ctx.Err() == nil && connect.IsWireError(c) {
-		return &fault{text: "command failed: " + c.Error(), kind: err}
+		// Its text is what clients look for, the word for its code too.
+		return &fault{text: "command failed: " + c.Error(), kind: errdefs.ErrFailedPrecondition}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

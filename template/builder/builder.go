@@ -217,7 +217,7 @@ func (b *Builder) Execute(ctx context.Context, p template.Plan, log func(templat
 	ctx, cancel := context.WithTimeoutCause(ctx, b.o.Limits.Build,
 		fmt.Errorf("the build took longer than %s: %w", b.o.Limits.Build, context.DeadlineExceeded))
 	defer cancel()
-	r := &run{Builder: b, plan: p, log: newJournal(log, b.o.Limits.LogBytes), started: time.Now()}
+	r := &run{Builder: b, plan: p, log: newJournal(log, b.o.Limits.LogBytes)}
 	r.plan.Resources = filled(p.Resources, b.o.Defaults)
 	out, err := r.build(ctx)
 	if errors.Is(err, snapshot.ErrOtherEngine) && !r.ignoreCache {
@@ -231,7 +231,6 @@ func (b *Builder) Execute(ctx context.Context, p template.Plan, log func(templat
 	if err != nil {
 		return template.Artifacts{}, err
 	}
-	r.log.info(0, "Build finished, took %s", round(time.Since(r.started)))
 	return out, nil
 }
 
@@ -259,9 +258,27 @@ func round(d time.Duration) time.Duration {
 	return d.Round(100 * time.Millisecond)
 }
 
+// at says at which step an error is. What is nobody's fault but the server's
+// becomes errdefs.ErrInternal: its text is not for the build's author.
 func at(step int, err error) error {
 	if _, ok := errors.AsType[*template.StepError](err); ok || err == nil {
 		return err
 	}
+	if !theirs(err) {
+		err = &fault{text: err.Error(), kind: errdefs.ErrInternal, cause: err}
+	}
 	return &template.StepError{Step: step, Err: err}
+}
+
+// theirs reports whether an error has a kind that its author can act upon.
+func theirs(err error) bool {
+	for _, is := range []func(error) bool{
+		errdefs.IsInvalidArgument, errdefs.IsNotFound, errdefs.IsPermissionDenied, errdefs.IsResourceExhausted,
+		errdefs.IsFailedPrecondition, errdefs.IsUnavailable, errdefs.IsUnauthorized,
+	} {
+		if is(err) {
+			return true
+		}
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }

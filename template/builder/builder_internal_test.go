@@ -1,11 +1,16 @@
 package builder
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/caisson-dev/caisson/image"
@@ -137,5 +142,31 @@ func TestRound(t *testing.T) {
 	t.Parallel()
 	if got := round(1234567*time.Microsecond).String() + " " + round(12345*time.Microsecond).String(); got != "1.2s 12ms" {
 		t.Errorf("round = %q", got)
+	}
+}
+
+// TestBlame: what is the server's own fault is internal, so that its text, with
+// paths of the server, is shown to nobody else.
+func TestBlame(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err      error
+		internal bool
+	}{
+		{invalid("unknown step type %q", "X"), false},
+		{&errStatus{code: 1, text: "exit status 1"}, false},
+		{fmt.Errorf("image x: %w", errdefs.ErrNotFound), false},
+		{fmt.Errorf("the step took longer: %w", context.DeadlineExceeded), false},
+		{&fs.PathError{Op: "open", Path: "/var/lib/caisson/builds", Err: syscall.EACCES}, true},
+		{errors.New("anything"), true},
+	} {
+		err := at(2, tt.err)
+		se, ok := errors.AsType[*template.StepError](err)
+		if !ok || se.Step != 2 || errdefs.IsInternal(err) != tt.internal || !errors.Is(err, tt.err) {
+			t.Errorf("at(2, %v) = %#v, want it internal: %v", tt.err, err, tt.internal)
+		}
+		if again := at(3, err); again != err {
+			t.Errorf("at(3, %v) = %v", err, again)
+		}
 	}
 }

@@ -44,7 +44,7 @@ func TestFailures(t *testing.T) {
 		{
 			"unknown user",
 			template.Plan{Base: base, Steps: []template.Step{step("RUN", "whoami", "root123")}},
-			1, errdefs.IsUnauthorized,
+			1, errdefs.IsFailedPrecondition,
 			"failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'",
 		},
 		{"impossible user", template.Plan{Base: base, Steps: []template.Step{step("USER", "a b")}}, 1, errdefs.IsInvalidArgument, "USER a b: invalid username: 'a b'"},

@@ -22,7 +22,6 @@ type run struct {
 	*Builder
 	plan        template.Plan
 	log         *journal
-	started     time.Time
 	ignoreCache bool
 	// list are the steps with those before the plan's own, of which there are so
 	// many.
