@@ -21,6 +21,7 @@ import (
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/provider/gvisor"
 	"github.com/caisson-dev/caisson/provider/providertest"
+	"github.com/caisson-dev/caisson/snapshot"
 )
 
 func spec(id string, rootfs image.Rootfs) provider.Spec {
@@ -333,6 +334,24 @@ func TestExportLayer(t *testing.T) {
 		if found[name] != want {
 			t.Errorf("%s in the layer = %q, want %q (all: %v)", name, found[name], want, found)
 		}
+	}
+	// The memory of a restored box comes page by page, and its layer with it.
+	v, err := snapshot.NewLocal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := b.Snapshot(within(t), snapshot.Memory, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored, err := p.Restore(within(t), spec("two", rootfs), a, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = restored.Destroy(within(t)) }()
+	err = restored.(provider.LayerExporter).ExportLayer(within(t), io.Discard)
+	if !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("ExportLayer() of a restored box = %v, want ErrFailedPrecondition", err)
 	}
 }
 

@@ -197,6 +197,7 @@ func (s *suite) capabilities(t *testing.T) {
 	_, freezer := b.(provider.Freezer)
 	_, claimer := b.(provider.Claimer)
 	_, snapshotter := b.(provider.Snapshotter)
+	_, exporter := b.(provider.LayerExporter)
 	for _, c := range []struct {
 		name          string
 		claimed, able bool
@@ -205,6 +206,7 @@ func (s *suite) capabilities(t *testing.T) {
 		{"Freeze", caps.Freeze, freezer},
 		{"Claim", caps.Claim, claimer},
 		{"Snapshots", len(caps.Snapshots) > 0, snapshotter},
+		{"BuildsImages", caps.BuildsImages, exporter},
 	} {
 		if c.claimed != c.able {
 			t.Errorf("capability %s is %v, and the interface is there: %v", c.name, c.claimed, c.able)
