@@ -27,6 +27,8 @@ type Config struct {
 	Egress    Egress    `key:"egress"`
 	Limits    Limits    `key:"limits"`
 	Template  Template  `key:"template"`
+	Build     Build     `key:"build"`
+	Images    Images    `key:"images"`
 	Pool      Pool      `key:"pool"`
 	Rate      Rate      `key:"rate"`
 	Retention Retention `key:"retention"`
@@ -96,6 +98,28 @@ type Template struct {
 	BuildTimeout time.Duration `key:"build_timeout" doc:"Longest build of a template."`
 }
 
+// Build bounds template builds that run steps.
+type Build struct {
+	Egress       []string      `key:"egress" doc:"What the steps of template builds may reach, whatever sandboxes may: presets, hosts, *.wildcards and CIDRs. The ceiling of egress bounds it too."`
+	Timeout      time.Duration `key:"timeout" doc:"Longest build."`
+	StepTimeout  time.Duration `key:"step_timeout" doc:"Longest step of a build."`
+	ReadyTimeout time.Duration `key:"ready_timeout" doc:"Longest wait for a template's ready command."`
+	MemoryMiB    MiB           `key:"memory_mib" doc:"Least memory of the sandbox that runs the steps; a template with more gets that."`
+	LogBytes     Bytes         `key:"log_bytes" doc:"Most output of the steps that a build's log keeps."`
+	ArchiveBytes Bytes         `key:"archive_bytes" doc:"Most that the files of one COPY step may take, unpacked."`
+	CacheMiB     MiB           `key:"cache_mib" doc:"Disk for cached steps; those not used for longest go first."`
+	CacheKeep    time.Duration `key:"cache_keep" doc:"How long cached steps and pulled images are kept that no build used."`
+}
+
+// Images says where container images come from.
+type Images struct {
+	Aliases      map[string]string `key:"aliases" doc:"What an image's name means: name: another image, template:NAME, or on this server oci:/DIRECTORY (a layout) or tar:/FILE (of docker save)."`
+	Mirrors      map[string]string `key:"mirrors" doc:"Registries that are asked in place of others, as in docker.io: mirror.example:5000. Users' credentials are not sent to them."`
+	Insecure     []string          `key:"insecure" doc:"Registries, as HOST:PORT, that are spoken to without TLS. Those on this machine are anyway."`
+	AllowPrivate []string          `key:"allow_private" doc:"Private, loopback or link-local CIDRs where registries may be. All others are refused, since users name registries and the server dials them."`
+	MaxMiB       MiB               `key:"max_mib" doc:"Most that the files of one image may take, unpacked."`
+}
+
 // Pool says how many sandboxes are kept warm: started, and without an identity,
 // so that a create need not wait for one to start.
 type Pool struct {
@@ -159,7 +183,13 @@ func Defaults(env Environ) Config {
 			CreateQueue: 256, CreateQueueWait: 30 * time.Second, MemoryReserveMiB: 256,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
-		Template:  Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
+		Template: Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
+		Build: Build{
+			Egress:  []string{"alpine", "conda", "crates", "debian", "go", "npm", "pypi", "rubygems", "ubuntu"},
+			Timeout: 2 * time.Hour, StepTimeout: time.Hour, ReadyTimeout: 10 * time.Minute,
+			MemoryMiB: 1024, LogBytes: 16 << 20, ArchiveBytes: 16 << 30, CacheMiB: 20 << 10, CacheKeep: 14 * 24 * time.Hour,
+		},
+		Images:    Images{Aliases: map[string]string{"e2bdev/base": "template:base"}, MaxMiB: 16 << 10},
 		Pool:      Pool{Templates: map[string]string{"base": "2"}, Demand: 16, Prebooted: 2, Parallel: 1},
 		Rate:      Rate{RequestsPerSecond: 500, Burst: 1000, CreatesPerSecond: 50, CreateBurst: 200, FailuresPerMinute: 60},
 		Retention: Retention{Sandboxes: 7 * 24 * time.Hour, Idempotency: 24 * time.Hour, EgressLog: 7 * 24 * time.Hour, Audit: 365 * 24 * time.Hour, Metrics: 7 * 24 * time.Hour, Usage: 400 * 24 * time.Hour, EgressMax: 10000},

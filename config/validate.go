@@ -63,6 +63,8 @@ func (l *Loaded) validate() error {
 		c.fail("retention.idempotency", "%s is below 1m", cfg.Retention.Idempotency)
 	}
 	c.pool(cfg.Pool)
+	c.build(cfg.Build)
+	c.images(cfg.Images)
 	c.oneOf("log.level", cfg.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", cfg.Log.Format, "auto", "text", "json")
 	if cfg.Database != "" && !strings.HasPrefix(cfg.Database, "postgres://") && !strings.HasPrefix(cfg.Database, "postgresql://") {
@@ -224,6 +226,57 @@ func (c *check) limits(l Limits) {
 	}
 	for _, u := range l.Unenforced {
 		c.oneOf("limits.unenforced", u, "memory", "cpu")
+	}
+}
+
+func (c *check) build(b Build) {
+	for _, s := range b.Egress {
+		if _, ok := egress.Preset(s); !ok && !destination(s) {
+			c.fail("build.egress", "%q is no preset, host name, *.wildcard, address or CIDR; presets are %s", s, strings.Join(egress.PresetNames(), ", "))
+		}
+	}
+	for key, v := range map[string]time.Duration{
+		"build.timeout": b.Timeout, "build.step_timeout": b.StepTimeout, "build.ready_timeout": b.ReadyTimeout, "build.cache_keep": b.CacheKeep,
+	} {
+		if v < time.Second {
+			c.fail(key, "%s is below 1s", v)
+		}
+	}
+	for key, v := range map[string]int64{
+		"build.log_bytes": int64(b.LogBytes), "build.archive_bytes": int64(b.ArchiveBytes), "build.cache_mib": int64(b.CacheMiB),
+	} {
+		if v < 1 {
+			c.fail(key, "must be more than 0")
+		}
+	}
+	if b.MemoryMiB < 16 {
+		c.fail("build.memory_mib", "%d is below 16", b.MemoryMiB)
+	}
+}
+
+func (c *check) images(i Images) {
+	for _, s := range i.AllowPrivate {
+		if _, err := netip.ParsePrefix(s); err != nil {
+			c.fail("images.allow_private", "%q is not a CIDR", s)
+		}
+	}
+	for _, s := range i.Insecure {
+		if host, _, _ := strings.Cut(s, ":"); host == "" || strings.ContainsAny(s, "/@ ") {
+			c.fail("images.insecure", "%q is not HOST or HOST:PORT", s)
+		}
+	}
+	for from, to := range i.Mirrors {
+		if from == "" || to == "" || strings.Contains(from, "/") || strings.Contains(to, "://") {
+			c.fail("images.mirrors", "%s: %s is not of the form REGISTRY: HOST:PORT[/PATH]", from, to)
+		}
+	}
+	for from, to := range i.Aliases {
+		if from == "" || to == "" {
+			c.fail("images.aliases", "%s: %s is not of the form NAME: IMAGE", from, to)
+		}
+	}
+	if i.MaxMiB < 1 {
+		c.fail("images.max_mib", "must be more than 0")
 	}
 }
 

@@ -86,7 +86,7 @@ func TestOverlayOnImage(t *testing.T) {
 	}
 	f, err := merged(t, base, erofs.Options{Overlay: true}, []item{
 		dir("./", 0o755), device(tar.TypeChar, "./gone", 0, 0), file("./changed", "22"),
-		dir("./d/", 0o700), device(tar.TypeChar, "./d/x", 0, 0), file("./d/z", "2"),
+		dir("./d/", 0o700), hardlink("./d/x", "./gone"), file("./d/z", "2"), hardlink("./d/zz", "./d/z"),
 		upper("./hidden/"), file("./hidden/new", "2"), file("./was", "a file now"),
 		dir("./lib/", 0o755), file("./lib/own", "2"),
 	})
@@ -94,7 +94,7 @@ func TestOverlayOnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"40755 0:0 0 /", "100644 0:0 2 /changed", "40700 0:0 0 /d", "100644 0:0 1 /d/y", "100644 0:0 1 /d/z",
+		"40755 0:0 0 /", "100644 0:0 2 /changed", "40700 0:0 0 /d", "100644 0:0 1 /d/y", "100644 0:0 1 /d/z", "100644 0:0 1 /d/zz",
 		"40755 0:0 0 /hidden", "100644 0:0 1 /hidden/new", "100644 0:0 1 /kept", "40755 0:0 0 /lib", "100644 0:0 1 /lib/own",
 		"40755 0:0 0 /usr", "40755 0:0 0 /usr/lib", "100644 0:0 1 /usr/lib/l", "100644 0:0 10 /was",
 	}

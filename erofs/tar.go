@@ -20,6 +20,7 @@ import (
 // With Options.Whiteouts each call is one layer. Errors are those of FromTar.
 func (w *Writer) AddTar(ctx context.Context, r io.Reader) error {
 	w.tree.layer++
+	w.gone = map[string]bool{}
 	plain, err := decompress(&ctxReader{ctx: ctx, r: r}, w.opts.Limits)
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (w *Writer) addEntry(h *tar.Header, content io.Reader) error {
 			return w.whiteout(parts, base)
 		}
 	}
-	if w.opts.Overlay && h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+	if w.opts.Overlay && w.deletes(name, h) {
 		return w.whiteout(parts, path.Base(name))
 	}
 	m, err := headerMeta(h)
@@ -143,6 +144,26 @@ func (w *Writer) addEntry(h *tar.Header, content io.Reader) error {
 		return w.addDevice(name, h, m)
 	}
 	return w.addRegular(name, content, h.Size, m)
+}
+
+// deletes reports whether an overlay's entry stands for a deleted file. All of
+// them may be hard links of one.
+func (w *Writer) deletes(name string, h *tar.Header) bool {
+	switch h.Typeflag {
+	case tar.TypeChar:
+		if h.Devmajor != 0 || h.Devminor != 0 {
+			return false
+		}
+	case tar.TypeLink:
+		target, err := w.tree.clean(h.Linkname)
+		if err != nil || !w.gone[strings.Join(target, "/")] {
+			return false
+		}
+	default:
+		return false
+	}
+	w.gone[name] = true
+	return true
 }
 
 // opaque reports whether an overlay's directory hides the one below it.

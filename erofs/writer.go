@@ -24,6 +24,7 @@ type Writer struct {
 	warnings []string
 	dropped  int // warnings beyond maxWarnings
 	done     bool
+	gone     map[string]bool // what the archive being read deletes, of an overlay
 }
 
 // NewWriter begins an image in out, a regular file, which is truncated. The

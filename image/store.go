@@ -56,10 +56,13 @@ func (s *Store) Put(ctx context.Context, write func(*os.File) error) (Rootfs, er
 	if err := write(tmp); err != nil {
 		return Rootfs{}, s.explain(err)
 	}
-	if err := tmp.Sync(); err != nil {
-		return Rootfs{}, s.explain(fmt.Errorf("sync image: %w", err))
-	}
+	// The disk works while the digest is being made.
+	synced := make(chan error, 1)
+	go func() { synced <- tmp.Sync() }()
 	sum, size, err := hash(ctx, tmp)
+	if serr := <-synced; serr != nil {
+		return Rootfs{}, s.explain(fmt.Errorf("sync image: %w", serr))
+	}
 	if err != nil {
 		return Rootfs{}, err
 	}

@@ -159,7 +159,6 @@ type Capabilities struct {
 	Restore        bool            `json:"restore"`
 	Snapshots      []snapshot.Kind `json:"snapshots"`
 	EnforcesEgress bool            `json:"enforcesEgress"`
-	BuildsImages   bool            `json:"buildsImages"`
 	ExportsLayers  bool            `json:"exportsLayers"`
 	Limits         []Limit         `json:"limits"`
 }

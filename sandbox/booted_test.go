@@ -52,8 +52,8 @@ func (f faultyProvider) use(pre provider.Prebooted) (string, error) {
 	return id, nil
 }
 
-func (b *prebooted) open() *openBox          { return &openBox{box: b.box, p: b.p} }
-func (b *prebooted) Handle() provider.Handle { return b.open().Handle() }
+func (b *prebooted) open() *openBox                    { return &openBox{box: b.box, p: b.p} }
+func (b *prebooted) Handle() provider.Handle           { return b.open().Handle() }
 func (b *prebooted) Destroy(ctx context.Context) error { return b.open().Destroy(ctx) }
 
 func (b *prebooted) Stats(ctx context.Context) (provider.Stats, error) { return b.open().Stats(ctx) }

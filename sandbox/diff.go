@@ -132,7 +132,7 @@ func (m *Manager) findPoint(ctx context.Context, who identity.Principal, ref str
 	defer m.endCopy(e)
 	saving, cancel := m.saveContext(ctx)
 	defer cancel()
-	c, err := m.checkpoint(saving, e)
+	c, err := m.checkpoint(saving, e, snapshot.Scratch{Vault: m.deps.Vault})
 	if err != nil {
 		return nil, fmt.Errorf("read sandbox %q: %w", ref, err)
 	}

@@ -132,7 +132,7 @@ type Resolver interface {
 }
 
 // Deps are what a Manager works with. All but Vault, Snapshots, Teams, Closing,
-// FreeMemory and Metrics must be set.
+// Owned, FreeMemory and Metrics must be set.
 type Deps struct {
 	Store     Store
 	Templates Resolver
@@ -152,6 +152,9 @@ type Deps struct {
 	// or destroyed, for a last look at what it used; the box may have died. It
 	// must return soon. May be nil.
 	Closing func(ctx context.Context, l *Live, box provider.Box)
+	// Owned reports whether a box without a record is in use by somebody else,
+	// such as a template build, and no orphan. May be nil.
+	Owned func(id string) bool
 	// FreeMemory is how much memory the host can give without swapping, in
 	// bytes. Nil refuses nothing for lack of it.
 	FreeMemory func() (bytes int64, err error)

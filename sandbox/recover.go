@@ -420,7 +420,7 @@ func (m *Manager) destroyOrphan(ctx context.Context, h provider.Handle) error {
 	m.mu.RLock()
 	_, leaving := m.leaving[ID(h.ID)]
 	m.mu.RUnlock()
-	if leaving || m.entry(ID(h.ID)) != nil || (m.pool != nil && m.pool.Owns(h.ID)) {
+	if leaving || m.entry(ID(h.ID)) != nil || m.pool != nil && m.pool.Owns(h.ID) || m.deps.Owned != nil && m.deps.Owned(h.ID) {
 		return nil
 	}
 	sb, err := m.deps.Store.Get(ctx, ID(h.ID))

@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -171,6 +172,34 @@ func TestOrphansAreDestroyed(t *testing.T) {
 		}
 		// Its own box was due meanwhile; nothing else was touched.
 		checkGone(t, next, sb.ID, sandbox.Killed, "timeout")
+	})
+}
+
+// TestBoxesOfOthersAreNoOrphans: a box in use elsewhere stays until its owner has
+// let go of it.
+func TestBoxesOfOthersAreNoOrphans(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var owned atomic.Bool
+		owned.Store(true)
+		w.owned = func(id string) bool { return id == "iorphan" && owned.Load() }
+		p := w.boot(t, testConfig()).run(t)
+		_, err := faultyProvider{w.boxes, p}.Create(t.Context(), provider.Spec{SandboxID: "iorphan", Egress: attachment{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		if w.boxes.get("iorphan") == nil {
+			t.Error("the sweep took a box that is in use")
+		}
+		owned.Store(false)
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		if w.boxes.get("iorphan") != nil {
+			t.Error("the sweep left a box that nobody uses any more")
+		}
 	})
 }
 

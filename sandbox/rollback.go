@@ -108,7 +108,7 @@ func (m *Manager) Promote(ctx context.Context, who identity.Principal, id ID) (S
 		defer m.endCopy(e)
 		ctx, cancel := m.saveContext(ctx)
 		defer cancel()
-		return m.checkpoint(ctx, e)
+		return m.checkpoint(ctx, e, snapshot.Scratch{Vault: m.deps.Vault})
 	}()
 	if err != nil {
 		return Sandbox{}, fmt.Errorf("promote sandbox %q: %w", id, err)

@@ -44,6 +44,8 @@ type world struct {
 	memory  func() (int64, error)
 	teams   sandbox.TeamBudgets
 	image   string // path of every build's image, when set
+	// owned is theirs too.
+	owned func(id string) bool
 }
 
 func newWorld(t *testing.T) *world {
@@ -105,7 +107,7 @@ func (w *world) boot(t testing.TB, cfg sandbox.Config) *process {
 		Teams:     w.teams,
 		Policy:    policy,
 		Closing:   p.closing,
-		Metrics:   w.metrics, FreeMemory: w.memory,
+		Metrics:   w.metrics, FreeMemory: w.memory, Owned: w.owned,
 		Seed: w.seed,
 		Log:  slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})

@@ -31,8 +31,7 @@ func Init(ctx context.Context, cfg config.Config, progress cli.Progress) error {
 		if _, _, err := h.catalog.EnsureBase(ctx, baseOptions(cfg, false, progress)); err != nil {
 			return fmt.Errorf("base template: %w", err)
 		}
-		_, err := h.catalog.GC(ctx)
-		return err
+		return h.collectImages(ctx, cfg.Build.CacheKeep)
 	})
 }
 

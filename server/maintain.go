@@ -22,7 +22,10 @@ func (n *node) maintain(ctx context.Context) error {
 		if _, err := n.home.store.PruneBuilds(ctx, before); err != nil && ctx.Err() == nil {
 			n.log.Warn("prune builds", "error", err)
 		}
-		if _, err := n.home.catalog.GC(ctx); err != nil && ctx.Err() == nil {
+		if err := n.builder.GC(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("collect cached steps", "error", err)
+		}
+		if err := n.home.collectImages(ctx, n.cfg.Build.CacheKeep); err != nil && ctx.Err() == nil {
 			n.log.Warn("collect images", "error", err)
 		}
 		select {

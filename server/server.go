@@ -26,6 +26,7 @@ import (
 	"github.com/caisson-dev/caisson/provider/gvisor"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/store"
+	"github.com/caisson-dev/caisson/template/builder"
 )
 
 // node holds what one running server is made of.
@@ -40,6 +41,7 @@ type node struct {
 	manager *sandbox.Manager
 	meter   *meter.Meter
 	warm    *warmth
+	builder *builder.Builder
 	domain  string
 }
 
@@ -100,6 +102,9 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	if n.meter, err = n.newMeter(); err != nil {
 		return err
 	}
+	if n.builder, err = n.newBuilder(); err != nil {
+		return err
+	}
 	defaults, maxima := resources(cfg.Limits)
 	m := n.opts.Metrics
 	if n.warm, err = newWarmth(cfg.Pool, m); err != nil {
@@ -125,7 +130,7 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 	}, sandbox.Deps{
 		Store: n.home.store, Snapshots: n.home.store, Templates: n.home.catalog, Provider: n.prov, Guard: n.gateway,
 		Vault: n.home.vault, Teams: n.home.store, Policy: policyCompiler(cfg.Egress), Seed: n.home.seed, Log: n.log,
-		Closing: n.closing, FreeMemory: freeMemory,
+		Closing: n.closing, FreeMemory: freeMemory, Owned: n.builder.Owns,
 		Metrics: sandbox.Metrics{
 			Created:      func(took time.Duration) { m.Created("ok", took) },
 			CreateFailed: func(stage string) { m.Created(createResult(stage), 0) },

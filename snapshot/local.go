@@ -53,6 +53,16 @@ func (l *Local) Dir(_ context.Context, id ID) (string, error) {
 	return dir, nil
 }
 
+// Has reports whether there is a directory of id.
+func (l *Local) Has(id ID) bool {
+	dir, err := l.path(id)
+	if err != nil {
+		return false
+	}
+	fi, err := os.Stat(dir)
+	return err == nil && fi.IsDir()
+}
+
 // List implements Vault.
 func (l *Local) List(context.Context) ([]Stored, error) {
 	entries, err := os.ReadDir(l.root)

@@ -270,13 +270,14 @@ func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) 
 	return c.store.DeleteTemplate(ctx, t.ID)
 }
 
-// GC removes the images that no build and no live sandbox refers to.
-func (c *Catalog) GC(ctx context.Context) (image.Collected, error) {
-	keep, err := c.store.RootfsDigests(ctx)
+// GC removes the images that no build and no live sandbox refers to, and that are
+// not among the digests in keep.
+func (c *Catalog) GC(ctx context.Context, keep ...string) (image.Collected, error) {
+	needed, err := c.store.RootfsDigests(ctx)
 	if err != nil {
 		return image.Collected{}, fmt.Errorf("collect images: %w", err)
 	}
-	got, err := c.images.GC(ctx, keep, collectAge)
+	got, err := c.images.GC(ctx, append(needed, keep...), collectAge)
 	if err != nil {
 		return got, errors.Join(err, ctx.Err())
 	}

@@ -25,6 +25,16 @@ const maxEtc = 4 << 20
 //nolint:gochecknoglobals // a constant in all but syntax
 var fileTime = time.Date(2020, time.January, 1, 0, 0, 0, 0, time.UTC)
 
+// Finalise makes a tree of files that of a sandbox: what the engine mounts on,
+// the sandbox's network settings, and the user "user" with a home and, where
+// there is sudo, the right to it.
+func Finalise(w *erofs.Writer) error {
+	if err := skeleton(w); err != nil {
+		return err
+	}
+	return addUser(w)
+}
+
 func add(w *erofs.Writer, f erofs.File) error {
 	if f.ModTime.IsZero() {
 		f.ModTime = fileTime

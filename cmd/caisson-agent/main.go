@@ -28,13 +28,16 @@ import (
 	"github.com/caisson-dev/caisson/agent/child"
 	"github.com/caisson-dev/caisson/agent/control"
 	"github.com/caisson-dev/caisson/agent/machine"
+	"github.com/caisson-dev/caisson/agent/setup"
 	"github.com/caisson-dev/caisson/agent/version"
 )
 
 const usage = `usage: caisson-agent [--control-fd=N] [--listen=ADDR] [--forward=ADDR] [--token=TOKEN] [--user=NAME] [--version]
+       caisson-agent setup REQUEST
 
 As pid 1 of a sandbox it takes no flags: control on descriptor 3, the agent
-protocol on :49983, dialled ports on :49982.
+protocol on :49983, dialled ports on :49982. The second form is for template
+builds, which run it in a sandbox of their own; REQUEST is JSON.
 `
 
 type options struct {
@@ -45,6 +48,9 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == setup.Command {
+		os.Exit(setup.Main(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
 	var o options
 	fs := flag.NewFlagSet("caisson-agent", flag.ContinueOnError)
 	fs.Usage = func() { fmt.Fprint(fs.Output(), usage) }

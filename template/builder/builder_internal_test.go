@@ -1,0 +1,172 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/template"
+)
+
+func TestExpand(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"A": "one", "B_2": "two", "EMPTY": ""}
+	for value, want := range map[string]string{
+		"plain": "plain", "$A": "one", "${A}x": "onex", "$A$B_2": "onetwo", "$Ax": "", "$EMPTY-": "-", "$NONE.": ".",
+		`\$A`: "$A", "$": "$", "a$": "a$", "$1": "$1", "$(id)": "$(id)", "`id`": "`id`", "${A": "${A", "${A-x}": "${A-x}", "$$A": "$one",
+		"é$A": "éone",
+	} {
+		if got := expand(value, env); got != want {
+			t.Errorf("expand(%q) = %q, want %q", value, got, want)
+		}
+	}
+}
+
+func TestAbsolute(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ path, dir, want string }{
+		{"x", "/srv", "/srv/x"},
+		{"x/", "/srv", "/srv/x/"},
+		{".", "/srv", "/srv/"},
+		{"./", "/srv", "/srv/"},
+		{"/a/../b", "/srv", "/b"},
+		{"../x", "/srv", "/x"},
+		{"../../..", "/", "/"},
+		{"/", "/srv", "/"},
+		{"/a/.", "/", "/a/"},
+	} {
+		if got := absolute(tt.path, tt.dir); got != tt.want {
+			t.Errorf("absolute(%q, %q) = %q, want %q", tt.path, tt.dir, got, tt.want)
+		}
+	}
+}
+
+func TestStream(t *testing.T) {
+	t.Parallel()
+	var got []string
+	j := newJournal(func(l template.LogLine) { got = append(got, l.Text) }, 100_000)
+	s := &stream{j: j, level: levelInfo}
+	for _, part := range []string{"a li", "ne\nanother\n\n", "10%\r20%\r30%\n", "bad \xff byte\n", "nul\x00\n", strings.Repeat("l", maxLine+3) + "\n", "the end"} {
+		if n, err := s.Write([]byte(part)); n != len(part) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+	}
+	s.flush()
+	want := []string{"a line", "another", "30%", "bad \uFFFD byte", "nul", strings.Repeat("l", maxLine), "lll", "the end"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+func TestJournalEnds(t *testing.T) {
+	t.Parallel()
+	var got []string
+	j := newJournal(func(l template.LogLine) { got = append(got, l.Level+" "+l.Text) }, 10)
+	for range 5 {
+		j.output(1, levelInfo, "1234")
+	}
+	j.info(0, "of the build itself")
+	want := []string{"info 1234", "info 1234", "warn further output is not logged: the limit is reached", "info of the build itself"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		step template.Step
+		want string
+	}{
+		{template.Step{Type: "RUN", Args: []string{"a\n  b", "root"}}, "RUN a b"},
+		{template.Step{Type: "COPY", Args: []string{"src", "dst", "u", "600"}}, "COPY src dst"},
+		{template.Step{Type: "ENV", Args: []string{"A", "1", "B", "2"}}, "ENV A=1 B=2"},
+		{template.Step{Type: "USER", Args: []string{"me", "true"}}, "USER me"},
+		{template.Step{Type: "WORKDIR"}, "WORKDIR"},
+	} {
+		if got := describe(tt.step); got != tt.want {
+			t.Errorf("describe(%v) = %q, want %q", tt.step, got, tt.want)
+		}
+	}
+	if got := describe(template.Step{Type: "RUN", Args: []string{strings.Repeat("é", 500)}}); len(got) > maxTitle+4 || strings.ContainsRune(got, '\uFFFD') {
+		t.Errorf("a long one has %d bytes: %q", len(got), got)
+	}
+}
+
+// TestKeys: whatever changes what a step makes changes its key.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	base := func(digest, user, workdir, value string) Base {
+		return Base{Rootfs: image.Rootfs{Digest: digest}, User: user, Workdir: workdir, Env: map[string]string{"A": value}}
+	}
+	s := template.Step{Type: "RUN", Args: []string{"x"}, FilesHash: "h"}
+	first := baseKey("team", base("d", "u", "/w", "1")).next(s)
+	seen := map[key]string{}
+	note := func(what string, k key) {
+		if other, ok := seen[k]; ok {
+			t.Errorf("%s has the key of %s", what, other)
+		}
+		seen[k] = what
+	}
+	note("the first", first)
+	note("another team's", baseKey("other", base("d", "u", "/w", "1")).next(s))
+	for i, b := range []Base{base("D", "u", "/w", "1"), base("d", "U", "/w", "1"), base("d", "u", "/W", "1"), base("d", "u", "/w", "2")} {
+		note(fmt.Sprint("base ", i), baseKey("team", b).next(s))
+	}
+	for i, other := range []template.Step{
+		{Type: "ENV", Args: s.Args, FilesHash: "h"},
+		{Type: "RUN", Args: []string{"y"}, FilesHash: "h"},
+		{Type: "RUN", Args: []string{"x", ""}, FilesHash: "h"},
+		{Type: "RUN", Args: s.Args, FilesHash: "i"},
+	} {
+		note(fmt.Sprint("step ", i), baseKey("team", base("d", "u", "/w", "1")).next(other))
+	}
+	note("the second", first.next(s))
+	forced := s
+	forced.Force = true
+	if k := baseKey("team", base("d", "u", "/w", "1")).next(forced); k != first {
+		t.Error("force changes a step's key")
+	}
+}
+
+func TestRound(t *testing.T) {
+	t.Parallel()
+	if got := round(1234567*time.Microsecond).String() + " " + round(12345*time.Microsecond).String(); got != "1.2s 12ms" {
+		t.Errorf("round = %q", got)
+	}
+}
+
+// TestBlame: what is the server's own fault is internal, so that its text, with
+// paths of the server, is shown to nobody else.
+func TestBlame(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err      error
+		internal bool
+	}{
+		{invalid("unknown step type %q", "X"), false},
+		{&errStatus{code: 1, text: "exit status 1"}, false},
+		{fmt.Errorf("image x: %w", errdefs.ErrNotFound), false},
+		{fmt.Errorf("the step took longer: %w", context.DeadlineExceeded), false},
+		{&fs.PathError{Op: "open", Path: "/var/lib/caisson/builds", Err: syscall.EACCES}, true},
+		{errors.New("anything"), true},
+	} {
+		err := at(2, tt.err)
+		se, ok := errors.AsType[*template.StepError](err)
+		if !ok || se.Step != 2 || errdefs.IsInternal(err) != tt.internal || !errors.Is(err, tt.err) {
+			t.Errorf("at(2, %v) = %#v, want it internal: %v", tt.err, err, tt.internal)
+		}
+		if again := at(3, err); again != err {
+			t.Errorf("at(3, %v) = %v", err, again)
+		}
+	}
+}
