@@ -232,7 +232,7 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 	} {
 		if f.want != 0 && f.want != f.have {
 			return fixed, apierr.Field("resources."+f.name,
-				"a sandbox made of a snapshot keeps the resources of its source, %d; leave the member out", f.have)
+				"a sandbox that starts from saved memory, of a snapshot or of a template with a start command, keeps the resources that it was saved with, %d; leave the member out", f.have)
 		}
 	}
 	_, err := m.cfg.resources(fixed, fixed) // the server's maxima may have become lower
@@ -240,13 +240,17 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 }
 
 // opened returns a snapshot's build with what its source's agent was told, so
-// that it can be used like any other.
+// that it can be used like any other. One that a template was built with is so
+// already.
 func (m *Manager) opened(build template.Build) (template.Build, error) {
 	if build.Artifact == nil {
 		return build, nil
 	}
 	if err := m.canCopy(); err != nil {
 		return build, err
+	}
+	if !build.FromSandbox() {
+		return build, nil // what it was built with is no secret
 	}
 	g, err := m.unsealFor(string(build.ID), build.Sealed)
 	if err != nil {
@@ -256,12 +260,16 @@ func (m *Manager) opened(build template.Build) (template.Build, error) {
 	return build, nil
 }
 
-// descend makes a creation one from a snapshot, if its build is one.
+// descend makes a creation one from saved state, if its build has some: that of a
+// snapshot, whose sandboxes are copies of another, or of a template, whose are not.
 func (c *creation) descend() {
 	if c.build.Artifact == nil {
 		return
 	}
 	c.from, c.names = c.build.Artifact, string(c.build.ID)
+	if !c.build.FromSandbox() {
+		return
+	}
 	c.sb.Parent = c.build.Artifact.ID
 	tag := template.DefaultTag
 	if ref, err := template.ParseReference(c.req.Template); err == nil {
@@ -282,7 +290,7 @@ func (m *Manager) inherit(ctx context.Context, c *creation) error {
 	if c.build.Artifact != nil {
 		now, err := m.deps.Templates.Build(ctx, c.build.ID)
 		if errdefs.IsNotFound(err) || err == nil && now.Artifact == nil {
-			return fmt.Errorf("the snapshot was replaced meanwhile; try again: %w", errdefs.ErrUnavailable)
+			return fmt.Errorf("what the sandbox was to start from was replaced meanwhile; try again: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
 			return because(ctx, err)
@@ -302,8 +310,12 @@ func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spe
 	}
 	box, err := restorer.Restore(ctx, spec, *c.from, m.deps.Vault)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
+		what, remedy := "snapshot", "make it again from a new sandbox"
+		if c.build.Artifact != nil && !c.build.FromSandbox() {
+			what, remedy = "template", "build it again"
+		}
 		return nil, apierr.New(errdefs.ErrFailedPrecondition,
-			"the snapshot was saved by another version of the engine, whose memory this one cannot take up: make it again from a new sandbox, or run the version that saved it").
+			"the %s was saved by another version of the engine, whose memory this one cannot take up: %s, or run the version that saved it", what, remedy).
 			WithCode("engine_mismatch").WithCause(err)
 	}
 	return box, err

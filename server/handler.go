@@ -46,8 +46,10 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		Spec:     spec.Native,
 		Observe:  n.opts.Metrics.Request,
 		Log:      n.log,
+		Uploads:  e2b.UploadHandler(n.builds, n.home.uploads, n.log),
 		E2B: e2b.Handler(e2b.Config{
-			Sandboxes: n.manager, Templates: n.home.store, Meter: n.meter, Audit: n.home.store,
+			Sandboxes: n.manager, Templates: n.home.store, Builds: n.builds, Tags: n.home.store,
+			MaxUpload: int64(cfg.Template.UploadMax), Meter: n.meter, Audit: n.home.store,
 			EgressLog: n.flows, Creates: creates, PublicDomain: n.domain,
 			AgentVersion: version.Envd, MaxTimeout: cfg.Limits.MaxTimeout, Resources: defaults, Log: n.log,
 		}),
