@@ -564,7 +564,8 @@ func TestTags(t *testing.T) {
 	assign := func(target string, tags ...string) (out struct {
 		BuildID string
 		Tags    []string
-	}) {
+	},
+	) {
 		r := s.call(t, "POST", "/templates/tags", map[string]any{"target": target, "tags": tags})
 		r.wants(t, "assign", 201, "")
 		r.into(t, &out)

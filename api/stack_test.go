@@ -216,7 +216,7 @@ func start(t *testing.T, o settings) *stack {
 			Builds: queued, Tags: s.store, MaxUpload: 1 << 20,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store}, Builds: queued,
 			Meter: measures, Budgets: s.manager, Batches: batches, Stop: s.stop, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},
