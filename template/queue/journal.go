@@ -82,15 +82,16 @@ func (w *journal) write(l template.LogLine) {
 	if l.Done && l.Step == w.steps {
 		w.finished = true
 	}
-	w.append(e)
+	w.append(e, e.Done)
 }
 
-// line writes a line of our own.
+// line writes a line of our own, which is never left out.
 func (w *journal) line(level template.Level, step, text string) {
-	w.append(template.Entry{Level: level, Step: step, Text: text})
+	w.append(template.Entry{Level: level, Step: step, Text: text}, true)
 }
 
-func (w *journal) append(e template.Entry) {
+// append adds a line; what need not be kept is left out of a log that is full.
+func (w *journal) append(e template.Entry, keep bool) {
 	if e.At.IsZero() {
 		e.At = now()
 	}
@@ -99,7 +100,7 @@ func (w *journal) append(e template.Entry) {
 		e.Text = strings.ToValidUTF8(e.Text[:maxLine], "") + " …"
 	}
 	w.bytes += len(e.Text) + 64
-	if w.bytes > 2*maxLog && !e.Done && e.Level < template.Error || w.bytes > maxLog && !e.Done && e.Level < template.Warn {
+	if !keep && (w.bytes > 2*maxLog && e.Level < template.Error || w.bytes > maxLog && e.Level < template.Warn) {
 		if w.full {
 			return
 		}

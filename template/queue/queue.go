@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -247,14 +248,30 @@ func (q *Queue) expire(ctx context.Context) {
 	}
 }
 
-// next takes the build whose turn it is: the oldest one of a team that has the
-// fewest running. nil when all places are taken or none waits.
+// next takes the build whose turn it is: one that must only be ended, else the
+// oldest one of a team that has the fewest running. nil when all places are taken
+// or none waits.
 func (q *Queue) next(ctx context.Context) *job {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.running) >= q.cfg.Parallel || len(q.waiting) == 0 || ctx.Err() != nil {
+	if len(q.waiting) == 0 || ctx.Err() != nil {
 		return nil
 	}
+	best := slices.IndexFunc(q.waiting, func(j *job) bool { return j.ended != nil })
+	if best < 0 {
+		if len(q.running) >= q.cfg.Parallel {
+			return nil
+		}
+		best = q.fairest()
+	}
+	j := q.waiting[best]
+	q.waiting = slices.Delete(q.waiting, best, best+1)
+	q.running[j.Build] = j
+	return j
+}
+
+// fairest finds the place in waiting of the build that goes next; mu is held.
+func (q *Queue) fairest() int {
 	busy := map[identity.TeamID]int{}
 	for _, j := range q.running {
 		busy[j.Team]++
@@ -265,10 +282,7 @@ func (q *Queue) next(ctx context.Context) *job {
 			best = i
 		}
 	}
-	j := q.waiting[best]
-	q.waiting = append(q.waiting[:best:best], q.waiting[best+1:]...)
-	q.running[j.Build] = j
-	return j
+	return best
 }
 
 // Cancel ends a build of the caller's team that is building, with the reason
@@ -299,22 +313,23 @@ func (q *Queue) Forget(t template.ID) {
 func (q *Queue) stop(which func(*job) bool, cause error) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	any := false
+	found := false
 	for _, j := range q.waiting {
 		if which(j) {
-			j.ended, any = cause, true
+			j.ended, found = cause, true
 		}
 	}
 	for _, j := range q.running {
 		if !which(j) {
 			continue
 		}
-		j.ended, any = cause, true
+		j.ended, found = cause, true
 		if j.cancel != nil {
 			j.cancel(cause)
 		}
 	}
-	return any
+	q.signal()
+	return found
 }
 
 // now is the time as records hold it.

@@ -48,7 +48,11 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	}
 	a, err := q.execute(bctx, j, b, w)
 	if cause := context.Cause(bctx); err != nil && cause != nil {
-		err = fmt.Errorf("%w (%v)", cause, err) //nolint:errorlint // the cause is the kind; err only says where
+		log.DebugContext(ctx, "build was ended", slog.Any("error", err))
+		if step, ok := errors.AsType[*template.StepError](err); ok {
+			cause = &template.StepError{Step: step.Step, Err: cause}
+		}
+		err = cause
 	}
 	if err != nil && ctx.Err() != nil {
 		w.line(template.Warn, "", errStopping.Error()+"; the build begins again with the next one")
@@ -183,11 +187,7 @@ func stepName(n int) string {
 func reason(err error, reference string) string {
 	step, ok := errors.AsType[*template.StepError](err)
 	if ok && !errdefs.IsInternal(err) {
-		text := apierr.Text(step.Err)
-		if errors.Is(err, errCancelled) || errdefs.IsAborted(err) {
-			text = apierr.Text(err)
-		}
-		return strings.TrimSpace(text)
+		return strings.TrimSpace(apierr.Text(step.Err))
 	}
 	return apierr.Describe(err, reference).Message
 }
