@@ -85,6 +85,7 @@ func (f *fakeExecutor) Execute(ctx context.Context, p template.Plan, log func(te
 	if p.Start == "fail" {
 		return a, &template.StepError{Step: -1, Err: errors.New("start command failed: exit status 1")}
 	}
+	log(template.LogLine{At: time.Now(), Level: "info", Step: -1, Text: "Build finished, took 1s"})
 	if p.Start != "" {
 		a.Memory = &snapshot.Artifact{ID: snapshot.ID(strings.ReplaceAll(string(p.Build), "-", "")), Kind: snapshot.Memory, RootfsDigest: a.Rootfs.Digest}
 	}

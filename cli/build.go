@@ -63,6 +63,12 @@ func (b *buildFlags) overAPI() bool {
 // cancelled is the state of a build that this program has ended.
 const cancelled = "cancelled"
 
+// What is not a step of the recipe, in logs.
+const (
+	stepBase     = "base"
+	stepFinalize = "finalize"
+)
+
 // stockTemplate is built from packages.
 const stockTemplate = "base"
 
@@ -298,7 +304,7 @@ func upload(ctx context.Context, c *connection, tree *recipe.Tree, src recipe.So
 func (s *session) follow(ctx context.Context, c *connection, spec recipe.Spec, out *built, p *progress) error {
 	v := &buildView{spec: spec, out: out, p: p}
 	out.Status, out.Steps = client.BuildBuilding, []builtStep{}
-	p.report("", "waits its turn")
+	v.enter(stepBase)
 	seen := 0
 	tick := time.NewTicker(pollBuild)
 	defer tick.Stop()
@@ -341,9 +347,8 @@ type buildView struct {
 }
 
 func (v *buildView) line(l client.BuildLog) {
-	if l.Step != "" && l.Step != v.step {
-		v.step = l.Step
-		v.p.report(v.name(l.Step), "")
+	if l.Step != "" {
+		v.enter(l.Step)
 	}
 	v.p.report("", l.Message)
 	if !l.Done {
@@ -360,6 +365,17 @@ func (v *buildView) line(l client.BuildLog) {
 		word = "cached"
 	}
 	v.p.conclude(word, time.Duration(l.DurationMS)*time.Millisecond)
+	if n == len(v.spec.Titles) {
+		v.enter(stepFinalize) // writing the image may take a while before it says so
+	}
+}
+
+// enter shows a step as the current one.
+func (v *buildView) enter(step string) {
+	if step != v.step {
+		v.step = step
+		v.p.report(v.name(step), "")
+	}
 }
 
 // name is what a step is called.
@@ -367,9 +383,9 @@ func (v *buildView) name(step string) string {
 	n, err := strconv.Atoi(step)
 	if err != nil || n < 1 || n > len(v.spec.Titles) {
 		switch step {
-		case "base":
+		case stepBase:
 			return "base " + cmp.Or(v.spec.Recipe.FromImage, v.spec.Recipe.FromTemplate)
-		case "finalize":
+		case stepFinalize:
 			return "finish"
 		}
 		return step

@@ -136,11 +136,8 @@ func (c *Catalog) Resolve(ctx context.Context, team identity.TeamID, ref string)
 	if err != nil {
 		return Template{}, Build{}, err
 	}
-	if t.Current == "" && t.Kind == KindSnapshot {
-		return Template{}, Build{}, fmt.Errorf("template %q has no tag %q: %w", ref, DefaultTag, errdefs.ErrNotFound)
-	}
 	if t.Current == "" {
-		return Template{}, Build{}, fmt.Errorf("template %q has no finished build: %w", ref, errdefs.ErrFailedPrecondition)
+		return Template{}, Build{}, fmt.Errorf("template %q has no finished build with the tag %q: %w", ref, DefaultTag, errdefs.ErrNotFound)
 	}
 	b, err := c.store.GetBuild(ctx, t.Current)
 	if err != nil {

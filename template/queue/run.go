@@ -36,7 +36,7 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	}
 	q.mu.Unlock()
 	bctx, stop := context.WithTimeoutCause(bctx, q.cfg.Timeout,
-		fmt.Errorf("the build took longer than template.build_timeout (%s): %w", q.cfg.Timeout, errdefs.ErrAborted))
+		fmt.Errorf("the build took longer than %s: %w", q.cfg.Timeout, errdefs.ErrAborted))
 	defer stop()
 
 	began := time.Now()
@@ -66,7 +66,6 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	if err == nil {
 		b.Status = template.Ready
 		b.Rootfs, b.User, b.Workdir, b.Env, b.Artifact = a.Rootfs, a.User, a.Workdir, a.Env, a.Memory
-		w.line(template.Info, template.StepFinalize, "Build finished, took "+round(time.Since(began)).String())
 	} else {
 		b.Status = template.Failed
 		b.Step, b.Reason = blame(err), w.redact(reason(err, string(j.Build)))
@@ -87,14 +86,6 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	default:
 		log.InfoContext(ctx, "build finished", slog.Duration("took", time.Since(began)), slog.String("rootfs", b.Rootfs.Digest))
 	}
-}
-
-// round makes a duration one for people.
-func round(d time.Duration) time.Duration {
-	if d < time.Second {
-		return d.Round(time.Millisecond)
-	}
-	return d.Round(100 * time.Millisecond)
 }
 
 func (q *Queue) sync(ctx context.Context, a template.Artifacts) error {
