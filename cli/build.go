@@ -36,6 +36,9 @@ type buildFlags struct {
 // pollBuild is how often the state of a build is asked for.
 const pollBuild = 200 * time.Millisecond
 
+// restartPatience is how long a server may not answer while it builds.
+const restartPatience = 30 * time.Second
+
 // recipeFiles are looked for, in this order, when no file is named.
 func recipeFiles() []string { return []string{"caisson.toml", "Dockerfile"} }
 
@@ -305,13 +308,19 @@ func (s *session) follow(ctx context.Context, c *connection, spec recipe.Spec, o
 	v := &buildView{spec: spec, out: out, p: p}
 	out.Status, out.Steps = client.BuildBuilding, []builtStep{}
 	v.enter(stepBase)
-	seen := 0
+	seen, answered := 0, time.Now()
 	tick := time.NewTicker(pollBuild)
 	defer tick.Stop()
 	for {
 		st, err := c.BuildStatus(ctx, out.TemplateID, out.BuildID, seen)
 		if err != nil {
-			return err
+			// A server that restarts goes on with its builds.
+			if !errors.Is(err, errdefs.ErrUnavailable) || time.Since(answered) > restartPatience {
+				return err
+			}
+			v.p.report("", "the server does not answer; it may be restarting")
+		} else {
+			answered = time.Now()
 		}
 		seen += len(st.Log)
 		for _, l := range st.Log {
@@ -321,7 +330,9 @@ func (s *session) follow(ctx context.Context, c *connection, spec recipe.Spec, o
 		if len(st.Log) > 0 && st.Status != client.BuildBuilding {
 			continue
 		}
-		out.Status, out.Reason = st.Status, st.Reason
+		if err == nil {
+			out.Status, out.Reason = st.Status, st.Reason
+		}
 		switch {
 		case st.Status == client.BuildReady:
 			return nil

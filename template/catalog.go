@@ -251,7 +251,8 @@ func (c *Catalog) Find(ctx context.Context, team identity.TeamID, ref string) (T
 
 // Delete removes a template of the team. Its images go with the next GC.
 // errdefs.ErrPermissionDenied for another team's public template,
-// ErrFailedPrecondition while sandboxes are based on it.
+// ErrFailedPrecondition while sandboxes are based on it, and for a reference with
+// a tag: a template goes as a whole.
 func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) error {
 	t, err := c.find(ctx, team, ref)
 	if err != nil {
@@ -259,6 +260,9 @@ func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) 
 	}
 	if t.Team != team {
 		return fmt.Errorf("template %q belongs to team %s: %w", ref, t.Team, errdefs.ErrPermissionDenied)
+	}
+	if strings.Contains(ref, ":") {
+		return fmt.Errorf("%q names one tag, and a template is deleted with all of them: name it without: %w", ref, errdefs.ErrFailedPrecondition)
 	}
 	return c.store.DeleteTemplate(ctx, t.ID)
 }

@@ -290,6 +290,9 @@ func TestCatalogDeleteAndGC(t *testing.T) {
 	if err := c.Delete(t.Context(), "bob", "keep"); !errdefs.IsNotFound(err) {
 		t.Errorf("Delete of a hidden one = %v", err)
 	}
+	if err := c.Delete(t.Context(), "ann", "drop:default"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Delete() of a tag = %v, want failed precondition", err)
+	}
 	if err := c.Delete(t.Context(), "ann", "drop"); err != nil {
 		t.Fatal(err)
 	}
