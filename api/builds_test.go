@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -508,6 +509,27 @@ func (s *stack) link(t *testing.T, b registered, hash string) (present bool, lin
 	return out.Present, out.URL
 }
 
+// secureLink is the link as a client gets it through a proxy that ends TLS.
+func (s *stack) secureLink(t *testing.T, b registered, hash string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/templates/"+b.TemplateID+"/files/"+hash, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", s.key)
+	req.Header.Set("X-Forwarded-Proto", "https")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var out struct{ URL string }
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+		t.Fatal(err)
+	}
+	return out.URL
+}
+
 func TestUpload(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{})
@@ -517,6 +539,9 @@ func TestUpload(t *testing.T) {
 	present, link := s.link(t, b, hash)
 	if present || !strings.HasPrefix(link, s.url+"/templates/") {
 		t.Fatalf("files = %v, %q", present, link)
+	}
+	if !strings.HasPrefix(s.secureLink(t, b, hash), strings.Replace(s.url, "http:", "https:", 1)+"/templates/") {
+		t.Error("behind a proxy that ends TLS the link is not https")
 	}
 	// Whatever is changed, the link does not hold.
 	u, err := url.Parse(link)

@@ -172,12 +172,12 @@ func (c *Client) UploadFiles(ctx context.Context, templateID, hash string, r io.
 	// The link is signed whatever host it was asked for; ours is the one that works.
 	u.Scheme, u.Host = c.base.Scheme, c.base.Host
 	u.Path = c.base.Path + u.Path
-	if size == 0 {
-		r = http.NoBody
-	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPut, u.String(), io.NopCloser(r))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
+	}
+	if size == 0 {
+		req.Body = http.NoBody // a length of 0 would else mean that it is not known
 	}
 	req.ContentLength = size
 	req.Header.Set("User-Agent", c.agent)
