@@ -300,6 +300,9 @@ func (s *server) ListTemplates(ctx context.Context, _ nativeapi.ListTemplatesReq
 		if err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
+		if t.Current == "" && len(builds) > 0 { // the newest, of those that are not ready
+			w.BuildStatus, w.Source = string(builds[0].Status), builds[0].Source
+		}
 		for _, b := range builds {
 			if b.ID == t.Current {
 				w.BuildStatus, w.Source = string(b.Status), b.Source

@@ -384,7 +384,7 @@ func TestLogIsBounded(t *testing.T) {
 	f := begin(t, queue.Config{})
 	f.stop()
 	q, err := queue.New(queue.Config{}, queue.Deps{
-		Store: f.store, Records: f.store, Catalog: catalog{f.store}, Files: noFiles{}, Executor: flood{3000}, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
+		Store: f.store, Records: f.store, Catalog: catalog{f.store}, Files: noFiles{}, Executor: flood{1300}, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
