@@ -48,6 +48,9 @@ type Config struct {
 	Health func(context.Context) error
 	// E2B and Native serve authenticated requests.
 	E2B, Native http.Handler
+	// Uploads serves PUT /templates/{id}/files/{hash}, which carries its authority
+	// in the link and no API key; nil serves none.
+	Uploads http.Handler
 	// Spec is served at /native/v1/openapi.yaml.
 	Spec []byte
 	// Observe is told of every answer; nil tells nobody.
@@ -63,6 +66,9 @@ func Handler(c Config) http.Handler {
 		apierr.Bytes(w, http.StatusOK, "application/yaml", c.Spec)
 	})
 	mux.Handle(NativePrefix+"/", c.authenticated(c.Native))
+	if c.Uploads != nil {
+		mux.Handle("PUT /templates/{id}/files/{hash}", c.Uploads)
+	}
 	mux.Handle("/", c.authenticated(c.E2B))
 	return c.outer(mux)
 }
@@ -97,7 +103,7 @@ func (c Config) authenticated(next http.Handler) http.Handler {
 			WriteError(w, r, c.Log, err)
 			return
 		}
-		ctx := context.WithValue(r.Context(), callerKey{}, caller{who: who, key: key})
+		ctx := context.WithValue(r.Context(), callerKey{}, caller{who: who, key: key, origin: origin(r)})
 		if rec, ok := w.(*recorder); ok {
 			rec.team = who.Team
 		}
@@ -151,8 +157,25 @@ func keyOf(h http.Header) string {
 type callerKey struct{}
 
 type caller struct {
-	who identity.Principal
-	key string
+	who    identity.Principal
+	key    string
+	origin string
+}
+
+// origin is the scheme and host by which a client reached the server, perhaps
+// through a proxy that ends TLS. What a client says of itself here only comes
+// back to that client.
+func origin(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https") {
+		scheme = "https"
+	}
+	return scheme + "://" + r.Host
+}
+
+// Origin returns the URL, without a path, that the request came to.
+func Origin(ctx context.Context) string {
+	return ctx.Value(callerKey{}).(caller).origin
 }
 
 // Caller returns who sent the request. It panics outside of Handler: a route

@@ -442,11 +442,10 @@ func TestWhatIsNotThere(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings{})
 	for _, call := range [][2]string{
-		{"POST", "/v3/templates"},
-		{"POST", "/templates/tags"},
+		{"POST", "/templates"},
 		{"GET", "/volumes"},
 		{"POST", "/secrets"},
-		{"GET", "/templates/x/builds/y/status"},
+		{"POST", "/templates/x/builds/y"},
 	} {
 		s.call(t, call[0], call[1], nil).wants(t, call[0]+" "+call[1], 501, "not built yet")
 	}

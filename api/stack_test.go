@@ -34,6 +34,7 @@ import (
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/store/storetest"
 	"github.com/caisson-dev/caisson/template"
+	"github.com/caisson-dev/caisson/template/upload"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,6 +48,7 @@ type stack struct {
 	manager *sandbox.Manager
 	store   *store.Store
 	flows   *store.FlowLog
+	uploads *upload.Files
 	stop    chan struct{} // closed when the server is about to stop
 
 	mu      sync.Mutex
@@ -62,6 +64,7 @@ type settings struct {
 	savesNothing bool
 	slots, queue int // 0 is the default
 	memory       func() (int64, error)
+	build        buildSettings
 }
 
 // gate is a guard that lets nothing through; what policies do is tested in
@@ -89,6 +92,14 @@ func (t templates) Resolve(ctx context.Context, team identity.TeamID, ref string
 	found, err := t.GetTemplate(ctx, team, r.Name)
 	if err != nil {
 		return found, template.Build{}, err
+	}
+	if r.Tag != template.DefaultTag {
+		if found.Current, err = t.TaggedBuild(ctx, found.ID, r.Tag); err != nil {
+			return found, template.Build{}, err
+		}
+	}
+	if found.Current == "" {
+		return found, template.Build{}, fmt.Errorf("template %q has no finished build: %w", ref, errdefs.ErrNotFound)
 	}
 	b, err := t.GetBuild(ctx, found.Current)
 	b.User = "" // the agent runs in this process, on this host's accounts
@@ -191,15 +202,21 @@ func start(t *testing.T, o settings) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
+	queued, err := s.newBuilds(t, o.build, defaults, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.stop = make(chan struct{})
 	handler := api.Handler(api.Config{
 		Auth: keys, Limiter: o.rate, Failures: o.failures, Health: s.health, Spec: spec.Native, Log: log,
+		Uploads: e2b.UploadHandler(queued, s.uploads, log),
 		E2B: e2b.Handler(e2b.Config{
 			Sandboxes: s.manager, Templates: s.store, Meter: measures, Audit: s.store, EgressLog: s.flows, Creates: o.creates, PublicDomain: "box.example:3000",
 			AgentVersion: version.Envd, MaxTimeout: time.Hour, Resources: defaults, Log: log,
+			Builds: queued, Tags: s.store, MaxUpload: 1 << 20,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, Tree: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store},
+			Sandboxes: s.manager, Tree: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store}, Builds: queued,
 			Meter: measures, Budgets: s.manager, Batches: batches, Stop: s.stop, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},
@@ -219,6 +236,7 @@ func start(t *testing.T, o settings) *stack {
 	var work sync.WaitGroup
 	work.Go(func() { _ = s.manager.Run(ctx) })
 	work.Go(func() { _ = s.flows.Run(ctx) })
+	work.Go(func() { _ = queued.Run(ctx) })
 	<-s.manager.Recovered()
 	t.Cleanup(func() {
 		http.DefaultClient.CloseIdleConnections()

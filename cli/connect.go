@@ -82,7 +82,11 @@ func (c *connection) explain(err error) error {
 		return err
 	}
 	before, path, called := strings.Cut(ce.Op, "/native/v1/")
-	method, _, _ := strings.Cut(before, " ")
+	method, route, _ := strings.Cut(before, " ")
+	// Builds of templates are called on E2B's routes.
+	if !called && (strings.HasPrefix(route, "/templates") || strings.HasPrefix(route, "/v2/templates") || strings.HasPrefix(route, "/v3/templates")) {
+		called, path = true, "templates/"
+	}
 	switch {
 	case !called && ce.Op != "find sandbox":
 		return c.explainAgent(err, ce)
@@ -93,7 +97,7 @@ func (c *connection) explain(err error) error {
 	case ce.Code == templateNotFound && strings.Contains(ce.Message, "caisson init"):
 		return hint(err, "on the server: caisson init --data %s", c.dataOfServer())
 	case ce.Code == templateNotFound, method == http.MethodPost && path == "sandboxes", strings.HasPrefix(path, "templates/"):
-		return hint(err, "\"caisson template list\" shows what there is; \"caisson template build\" on the server makes one")
+		return hint(err, "\"caisson template list\" shows what there is; \"caisson template build\" makes one")
 	case strings.HasPrefix(path, "keys/"):
 		return hint(err, "\"caisson key list\" shows what there is")
 	case ce.Op == "find sandbox", strings.HasPrefix(path, "sandboxes/"):

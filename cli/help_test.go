@@ -19,7 +19,8 @@ var commands = []string{
 	"", "run", "serve", "init", "doctor", "config", "version", "key", "key create", "key list", "key revoke", "usage",
 	"sandbox", "sandbox create", "sandbox list", "sandbox status", "sandbox run", "sandbox exec", "sandbox shell",
 	"sandbox cp", "sandbox logs", "sandbox egress", "sandbox pause", "sandbox resume", "sandbox stop", "template", "template build", "template list",
-	"template delete", "egress", "egress check", "egress allow", "pool", "pool status", "sandbox snapshot", "sandbox fork", "sandbox tree",
+	"template delete", "template init", "template inspect", "template publish", "egress", "egress check", "egress allow", "pool", "pool status",
+	"sandbox snapshot", "sandbox fork", "sandbox tree",
 	"snapshot", "snapshot list", "snapshot delete", "snapshot prune", "sandbox rollback", "sandbox promote", "sandbox diff",
 	"sandbox prune", "sandbox metrics", "budget", "budget show", "budget set",
 }

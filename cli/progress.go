@@ -86,6 +86,18 @@ func (p *progress) finish(word string) {
 	p.step = ""
 }
 
+// conclude ends the current step with a word and a time that somebody else has
+// measured.
+func (p *progress) conclude(word string, took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.step != "" {
+		p.since = time.Now().Add(-took)
+	}
+	p.finish(word)
+	p.detail = ""
+}
+
 // end finishes the last step; err decides its word.
 func (p *progress) end(err error) {
 	close(p.stop)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,8 +15,8 @@ import (
 )
 
 func (s *session) templateCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "template", Short: "Build, list and delete templates", Args: noSubcommand, RunE: showHelp}
-	cmd.AddCommand(s.templateBuild(), s.templateList(), s.templateDelete())
+	cmd := &cobra.Command{Use: "template", Short: "Build, list, inspect, publish and delete templates", Args: noSubcommand, RunE: showHelp}
+	cmd.AddCommand(s.templateInit(), s.templateBuild(), s.templateList(), s.templateInspect(), s.templatePublish(), s.templateDelete())
 	return cmd
 }
 
@@ -35,53 +36,75 @@ func noSubcommand(cmd *cobra.Command, got []string) error {
 }
 
 func (s *session) templateBuild() *cobra.Command {
-	var b TemplateBuild
-	var memory, disk string
+	b := &buildFlags{}
 	cmd := &cobra.Command{
-		Use:   "build <name>",
-		Short: "Build a template in this machine's data directory",
-		Long: `Build a template in this machine's data directory. Without --from-tar the name must be base, which is built from Debian packages.
-Sandboxes that run keep the build they were started from.`,
-		Example: `caisson template build base --data ./data
+		Use:   "build [name]",
+		Short: "Build a template from a Dockerfile, a caisson.toml, an image or a tar file",
+		Long: `Build a template. The server builds what --file, --from-image or --from-template says, inside a sandbox; each step is a line, with its time, or "cached".
+
+With --from-tar, and for the name base without any of those, it is built in this machine's data directory instead: base from Debian packages.
+
+Sandboxes that run keep the build they were started from, and until the new one is ready its name means the old one.`,
+		Example: `caisson template build mine
+caisson template build -f Dockerfile --name mine --no-cache
+caisson template build py --from-image python:3.13 --tag v2
 docker export box | caisson template build mine --from-tar -`,
-		Args: args("<name>"),
+		Args: args("[name]"),
 	}
 	flags := s.configFlags(cmd, "log-level")
+	buildCommandFlags(cmd, b)
 	f := cmd.Flags()
-	f.StringVar(&b.FromTar, "from-tar", "", "tar file with the root file system; - for standard input")
-	f.StringVar(&memory, "memory", "", "default memory of its sandboxes, for example 2GiB")
-	f.StringVar(&disk, "disk", "", "default disk of its sandboxes")
-	f.IntVar(&b.Resources.CPUs, "cpus", 0, "default CPUs of its sandboxes")
-	asJSON := f.BoolP("json", "j", false, "print JSON")
+	f.StringVar(&b.fromTar, "from-tar", "", "tar file with the root file system; - for standard input")
+	f.StringVar(&b.memory, "memory", "", "memory of its sandboxes, for example 2GiB")
+	f.StringVar(&b.disk, "disk", "", "disk of its sandboxes")
+	f.IntVar(&b.cpus, "cpus", 0, "number of CPUs of its sandboxes")
+	f.BoolVarP(&b.asJSON, "json", "j", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, got []string) error {
-		l, err := s.load(flags())
-		if err != nil {
-			return err
+		if len(got) > 0 {
+			if b.name != "" && b.name != got[0] {
+				return usage(errors.New("the name is given twice"))
+			}
+			b.name = got[0]
 		}
-		if s.Local.BuildTemplate == nil {
-			return fmt.Errorf("template build: %w", errNotHere)
+		if b.overAPI() {
+			return s.buildOverAPI(cmd.Context(), b)
 		}
-		b.Name = got[0]
-		if err := sizes(&b.Resources, memory, disk); err != nil {
-			return err
-		}
-		if err := tarFile(&b); err != nil {
-			return err
-		}
-		p := s.newProgress()
-		t, err := s.Local.BuildTemplate(cmd.Context(), l.Config, b, p.report)
-		p.end(err)
-		if err != nil {
-			return err
-		}
-		if *asJSON {
-			return s.printJSON(t)
-		}
-		fmt.Fprintln(s.Out, t.ID)
-		s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(b.Name), quoted(b.Name))
-		return nil
+		return s.buildHere(cmd.Context(), flags(), b)
 	}
 	return cmd
+}
+
+// buildHere builds into this machine's data directory.
+func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b *buildFlags) error {
+	if b.name == "" || b.fromTar == "" && b.name != stockTemplate {
+		return usage(fmt.Errorf("there is nothing to build from: no %s here, and none of --file, --from-image, --from-template and --from-tar is given", strings.Join(recipeFiles(), " or ")))
+	}
+	l, err := s.load(flags)
+	if err != nil {
+		return err
+	}
+	if s.Local.BuildTemplate == nil {
+		return fmt.Errorf("template build: %w", errNotHere)
+	}
+	local := TemplateBuild{Name: b.name, FromTar: b.fromTar, Resources: client.Resources{CPUs: b.cpus}}
+	if err := sizes(&local.Resources, b.memory, b.disk); err != nil {
+		return err
+	}
+	if err := tarFile(&local); err != nil {
+		return err
+	}
+	p := s.newProgress()
+	t, err := s.Local.BuildTemplate(ctx, l.Config, local, p.report)
+	p.end(err)
+	if err != nil {
+		return err
+	}
+	if b.asJSON {
+		return s.printJSON(t)
+	}
+	fmt.Fprintln(s.Out, t.ID)
+	s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(b.name), quoted(b.name))
+	return nil
 }
 
 // tarFile makes b.FromTar an absolute path; standard input is /dev/stdin.

@@ -104,8 +104,9 @@ func newTransport(roots *x509.CertPool) http.RoundTripper {
 // URL returns the address of the server.
 func (c *Client) URL() string { return c.base.String() }
 
-// request is one call of the native API.
+// request is one call of the native API, or of E2B's.
 type request struct {
+	e2b          bool
 	method, path string
 	query        url.Values
 	in, out      any
@@ -148,6 +149,9 @@ func (c *Client) do(ctx context.Context, r request) error {
 // *Error. The caller closes the body.
 func (c *Client) send(ctx context.Context, r request, accept string) (*http.Response, error) {
 	u := c.base.String() + "/native/v1" + r.path
+	if r.e2b {
+		u = c.base.String() + r.path
+	}
 	if len(r.query) > 0 {
 		u += "?" + r.query.Encode()
 	}

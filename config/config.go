@@ -95,7 +95,14 @@ type Limits struct {
 type Template struct {
 	DebianMirror string        `key:"debian_mirror" doc:"Debian archive for template builds. Empty means the sources that the host itself uses, else Debian's own."`
 	Suite        string        `key:"suite" doc:"Debian release of the base template."`
-	BuildTimeout time.Duration `key:"build_timeout" doc:"Longest build of a template."`
+	BuildTimeout time.Duration `key:"build_timeout" doc:"Longest build of a stock template, and of one from a tar file; build.timeout is that of other builds."`
+
+	Parallel      int           `key:"parallel" doc:"Builds over the API that run at a time; more wait their turn."`
+	BuildQueue    int           `key:"build_queue" doc:"Builds of all teams that may run and wait; what is above is answered 429."`
+	BuildsPerTeam int           `key:"builds_per_team" doc:"Builds of a team that may run and wait; what is above is answered 429."`
+	UploadMax     Bytes         `key:"upload_max" doc:"Largest archive of files for one COPY step."`
+	UploadSpace   Bytes         `key:"upload_space" doc:"All such archives together. What no build has asked for lately makes room."`
+	UploadKeep    time.Duration `key:"upload_keep" doc:"How long archives are kept that no build asks for."`
 }
 
 // Build bounds template builds that run steps.
@@ -183,7 +190,10 @@ func Defaults(env Environ) Config {
 			CreateQueue: 256, CreateQueueWait: 30 * time.Second, MemoryReserveMiB: 256,
 			MaxMemoryMiB: 8192, MaxCPUs: 8, MaxDiskMiB: 32768, MaxProcesses: 4096,
 		},
-		Template: Template{Suite: "bookworm", BuildTimeout: 30 * time.Minute},
+		Template: Template{
+			Suite: "bookworm", BuildTimeout: 30 * time.Minute, Parallel: 2, BuildQueue: 64, BuildsPerTeam: 20,
+			UploadMax: 2 << 30, UploadSpace: 20 << 30, UploadKeep: 7 * 24 * time.Hour,
+		},
 		Build: Build{
 			Egress:  []string{"alpine", "conda", "crates", "debian", "go", "npm", "pypi", "rubygems", "ubuntu"},
 			Timeout: 2 * time.Hour, StepTimeout: time.Hour, ReadyTimeout: 10 * time.Minute,

@@ -75,6 +75,7 @@ func (l *Loaded) validate() error {
 			c.fail("template.debian_mirror", "must be a URL")
 		}
 	}
+	c.builds(cfg.Template)
 	if !word.MatchString(cfg.Template.Suite) {
 		c.fail("template.suite", "%q is not the name of a Debian release", cfg.Template.Suite)
 	}
@@ -277,6 +278,26 @@ func (c *check) images(i Images) {
 	}
 	if i.MaxMiB < 1 {
 		c.fail("images.max_mib", "must be more than 0")
+	}
+}
+
+func (c *check) builds(t Template) {
+	for key, v := range map[string]int{"template.parallel": t.Parallel, "template.build_queue": t.BuildQueue, "template.builds_per_team": t.BuildsPerTeam} {
+		if v < 1 || v > 10_000 {
+			c.fail(key, "%d is not from 1 to 10000", v)
+		}
+	}
+	if t.BuildTimeout <= 0 {
+		c.fail("template.build_timeout", "must be more than 0")
+	}
+	if t.UploadMax < 1 {
+		c.fail("template.upload_max", "must be more than 0")
+	}
+	if t.UploadSpace < t.UploadMax {
+		c.fail("template.upload_space", "%d is below template.upload_max, which is %d", t.UploadSpace, t.UploadMax)
+	}
+	if t.UploadKeep < 24*time.Hour {
+		c.fail("template.upload_keep", "%s is below 24h", t.UploadKeep)
 	}
 }
 

@@ -245,7 +245,7 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 	} {
 		if f.want != 0 && f.want != f.have {
 			return fixed, apierr.Field("resources."+f.name,
-				"a sandbox made of a snapshot keeps the resources of its source, %d; leave the member out", f.have)
+				"a sandbox that starts from saved memory, of a snapshot or of a template with a start command, keeps the resources that it was saved with, %d; leave the member out", f.have)
 		}
 	}
 	_, err := m.cfg.resources(fixed, fixed) // the server's maxima may have become lower
@@ -253,13 +253,17 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 }
 
 // opened returns a snapshot's build with what its source's agent was told, so
-// that it can be used like any other.
+// that it can be used like any other. One that a template was built with is so
+// already.
 func (m *Manager) opened(build template.Build) (template.Build, error) {
 	if build.Artifact == nil {
 		return build, nil
 	}
 	if err := m.canCopy(); err != nil {
 		return build, err
+	}
+	if !build.FromSandbox() {
+		return build, nil // what it was built with is no secret
 	}
 	g, err := m.unsealFor(string(build.ID), build.Sealed)
 	if err != nil {
@@ -269,12 +273,16 @@ func (m *Manager) opened(build template.Build) (template.Build, error) {
 	return build, nil
 }
 
-// descend makes a creation one from a snapshot, if its build is one.
+// descend makes a creation one from saved state, if its build has some: that of a
+// snapshot, whose sandboxes are copies of another, or of a template, whose are not.
 func (c *creation) descend() {
 	if c.build.Artifact == nil {
 		return
 	}
 	c.from, c.names = c.build.Artifact, string(c.build.ID)
+	if !c.build.FromSandbox() {
+		return
+	}
 	c.sb.Parent = c.build.Artifact.ID
 	tag := template.DefaultTag
 	if ref, err := template.ParseReference(c.req.Template); err == nil {
@@ -295,7 +303,7 @@ func (m *Manager) inherit(ctx context.Context, c *creation) error {
 	if c.build.Artifact != nil {
 		now, err := m.deps.Templates.Build(ctx, c.build.ID)
 		if errdefs.IsNotFound(err) || err == nil && now.Artifact == nil {
-			return fmt.Errorf("the snapshot was replaced meanwhile; try again: %w", errdefs.ErrUnavailable)
+			return fmt.Errorf("what the sandbox was to start from was replaced meanwhile; try again: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
 			return because(ctx, err)
@@ -311,6 +319,11 @@ func (m *Manager) inherit(ctx context.Context, c *creation) error {
 func (m *Manager) restoreBox(ctx context.Context, c *creation, spec provider.Spec) (provider.Box, error) {
 	box, err := m.startBox(ctx, c.sb, spec, c.from)
 	if errors.Is(err, snapshot.ErrOtherEngine) {
+		if c.build.Artifact != nil && !c.build.FromSandbox() {
+			return nil, apierr.New(errdefs.ErrFailedPrecondition,
+				"the template's memory was saved by another version of the engine, which this one cannot take up: build it again, or run the version that saved it").
+				WithCode("engine_mismatch").WithCause(err)
+		}
 		return nil, errEngine(err)
 	}
 	return box, err

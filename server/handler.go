@@ -46,13 +46,15 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 		Spec:     spec.Native,
 		Observe:  n.opts.Metrics.Request,
 		Log:      n.log,
+		Uploads:  e2b.UploadHandler(n.builds, n.home.uploads, n.log),
 		E2B: e2b.Handler(e2b.Config{
-			Sandboxes: n.manager, Templates: n.home.store, Meter: n.meter, Audit: n.home.store,
+			Sandboxes: n.manager, Templates: n.home.store, Builds: n.builds, Tags: n.home.store,
+			MaxUpload: int64(cfg.Template.UploadMax), Meter: n.meter, Audit: n.home.store,
 			EgressLog: n.flows, Creates: creates, PublicDomain: n.domain,
 			AgentVersion: version.Envd, MaxTimeout: cfg.Limits.MaxTimeout, Resources: defaults, Log: n.log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: n.manager, Tree: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog,
+			Sandboxes: n.manager, Tree: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog, Builds: n.builds,
 			Meter: n.meter, Budgets: n.manager, Batches: batches, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},

@@ -9,7 +9,7 @@ import (
 // depends on when exactly.
 const maintainEvery = time.Hour
 
-// maintain drops audit events, builds and images that nothing needs any more.
+// maintain drops audit events, builds, uploads and images that nothing needs any more.
 // The records of sandboxes and flows are pruned by their owners.
 func (n *node) maintain(ctx context.Context) error {
 	tick := time.NewTicker(maintainEvery)
@@ -21,6 +21,9 @@ func (n *node) maintain(ctx context.Context) error {
 		}
 		if _, err := n.home.store.PruneBuilds(ctx, before); err != nil && ctx.Err() == nil {
 			n.log.Warn("prune builds", "error", err)
+		}
+		if err := n.home.uploads.Sweep(time.Now().Add(-n.cfg.Template.UploadKeep)); err != nil {
+			n.log.Warn("remove uploads", "error", err)
 		}
 		if err := n.builder.GC(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("collect cached steps", "error", err)

@@ -22,6 +22,7 @@ import (
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/template"
+	"github.com/caisson-dev/caisson/template/upload"
 )
 
 // home is an opened data directory.
@@ -33,6 +34,7 @@ type home struct {
 	images  *image.Store
 	catalog *template.Catalog
 	vault   *snapshot.Local
+	uploads *upload.Files
 }
 
 // open prepares the directory and its database. Several processes may have it
@@ -55,12 +57,15 @@ func open(ctx context.Context, cfg config.Config) (*home, error) {
 	if h.vault, err = snapshot.NewLocal(filepath.Join(dir, "snapshots")); err != nil {
 		return nil, err
 	}
+	if h.uploads, err = upload.Open(filepath.Join(dir, "uploads"), int64(cfg.Template.UploadSpace)); err != nil {
+		return nil, err
+	}
 	dsn := filepath.Join(dir, "caisson.db")
 	if cfg.Database != "" {
 		dsn = cfg.Database
 	}
 	if h.store, err = store.Open(ctx, dsn); err != nil {
-		return nil, err
+		return nil, errors.Join(err, h.uploads.Close())
 	}
 	h.keys = identity.NewKeys(h.store)
 	h.catalog = template.NewCatalog(h.store, h.images)
@@ -68,8 +73,8 @@ func open(ctx context.Context, cfg config.Config) (*home, error) {
 }
 
 func (h *home) close(log *slog.Logger) {
-	if err := h.store.Close(); err != nil {
-		log.Error("close database", "error", err)
+	if err := errors.Join(h.store.Close(), h.uploads.Close()); err != nil {
+		log.Error("close data directory", "error", err)
 	}
 }
 
@@ -105,6 +110,6 @@ func opened(ctx context.Context, cfg config.Config, _ *slog.Logger, fn func(*hom
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.store.Close()) }()
+	defer func() { err = errors.Join(err, h.store.Close(), h.uploads.Close()) }()
 	return fn(h)
 }

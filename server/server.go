@@ -27,6 +27,7 @@ import (
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/template/builder"
+	"github.com/caisson-dev/caisson/template/queue"
 )
 
 // node holds what one running server is made of.
@@ -42,6 +43,7 @@ type node struct {
 	meter   *meter.Meter
 	warm    *warmth
 	builder *builder.Builder
+	builds  *queue.Queue
 	domain  string
 }
 
@@ -143,6 +145,10 @@ func (n *node) build(ctx context.Context, progress cli.Progress) error {
 			Live:         func(live int) { m.SetSandboxes(map[string]int{"running": live}) },
 		},
 	})
+	if err != nil {
+		return err
+	}
+	n.builds, err = n.newBuilds(n.builder)
 	return err
 }
 
@@ -179,6 +185,7 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	work.Go(func() error { return ended(n.flows.Run(workCtx)) })
 	work.Go(func() error { return ended(n.home.keys.Run(workCtx)) })
 	work.Go(func() error { return ended(n.meter.Run(workCtx)) })
+	work.Go(func() error { return ended(n.builds.Run(workCtx)) })
 	work.Go(func() error { return ended(n.maintain(workCtx)) })
 
 	// Until the sandboxes of the last run are taken over, connections wait in

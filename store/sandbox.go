@@ -40,7 +40,7 @@ func (s *Store) Insert(ctx context.Context, sb sandbox.Sandbox, maxLive int, evs
 		}
 		// A template deleted since it was resolved must not gain a sandbox: its
 		// root filesystem may be collected.
-		if n, err := q.LockTemplate(ctx, row.TemplateID); err != nil || n == 0 {
+		if n, err := q.SpawnTemplate(ctx, db.SpawnTemplateParams{ID: row.TemplateID, SpawnedAt: row.CreatedAt}); err != nil || n == 0 {
 			return cmp.Or(err, fmt.Errorf("template %q: %w", row.TemplateID, errdefs.ErrNotFound))
 		}
 		if err := q.InsertSandbox(ctx, insertParams(row)); err != nil {

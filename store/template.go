@@ -50,6 +50,11 @@ func (s *Store) PutTemplate(ctx context.Context, t template.Template, b template
 				return err
 			}
 		}
+		if b.Status == template.Ready {
+			if err := tagBuild(ctx, q, t.ID, b.ID, []string{template.DefaultTag}, b.FinishedAt); err != nil {
+				return err
+			}
+		}
 		return appendEvent(ctx, q, audit.Event{
 			Type: kind, Team: string(t.Team), Actor: identity.System.KeyID, Reason: string(b.Status),
 			Fields: map[string]string{"template": string(t.ID), "build": string(b.ID)},
@@ -77,6 +82,7 @@ func putBuild(ctx context.Context, q *db.Queries, b template.Build) error {
 		DefaultUser: b.User, Workdir: b.Workdir, Env: p.json(b.Env),
 		CreatedAt: millis(b.CreatedAt), FinishedAt: millis(b.FinishedAt),
 		Artifact: p.json(b.Artifact), Sealed: b.Sealed, SandboxID: b.Sandbox,
+		Tags: p.json(b.Tags), StartCmd: b.Start, ReadyCmd: b.Ready, FailedStep: b.Step,
 	}
 	if p.err != nil {
 		return p.err
@@ -139,10 +145,15 @@ func (s *Store) unpackTemplate(ctx context.Context, row db.Template) (template.T
 	if err != nil {
 		return template.Template{}, fmt.Errorf("read template names: %w", err)
 	}
+	return templateOf(row, names), nil
+}
+
+func templateOf(row db.Template, names []string) template.Template {
 	return template.Template{
 		ID: template.ID(row.ID), Team: identity.TeamID(row.TeamID), Names: names, Public: row.Public != 0,
-		Kind: row.Kind, Current: template.BuildID(row.Current), CreatedAt: fromMillis(row.CreatedAt), UpdatedAt: fromMillis(row.UpdatedAt),
-	}, nil
+		Kind: row.Kind, Current: template.BuildID(row.Current),
+		Spawned: template.Spawned{Count: row.Spawned, Last: fromMillis(row.SpawnedAt)}, CreatedAt: fromMillis(row.CreatedAt), UpdatedAt: fromMillis(row.UpdatedAt),
+	}
 }
 
 // GetBuild implements template.Store.
@@ -160,8 +171,9 @@ func unpackBuild(row db.Build) (template.Build, error) {
 		ID: template.BuildID(row.ID), Template: template.ID(row.TemplateID), Status: template.Status(row.Status),
 		Reason: row.Reason, Source: row.Source, User: row.DefaultUser, Workdir: row.Workdir,
 		CreatedAt: fromMillis(row.CreatedAt), FinishedAt: fromMillis(row.FinishedAt),
-		Sealed: row.Sealed, Sandbox: row.SandboxID,
+		Sealed: row.Sealed, Sandbox: row.SandboxID, Start: row.StartCmd, Ready: row.ReadyCmd, Step: row.FailedStep,
 	}
+	p.parse(row.Tags, &b.Tags)
 	p.parse(row.Artifact, &b.Artifact)
 	p.parse(row.Rootfs, &b.Rootfs)
 	p.parse(row.Resources, &b.Resources)

@@ -136,11 +136,8 @@ func (c *Catalog) Resolve(ctx context.Context, team identity.TeamID, ref string)
 	if err != nil {
 		return Template{}, Build{}, err
 	}
-	if t.Current == "" && t.Kind == KindSnapshot {
-		return Template{}, Build{}, fmt.Errorf("template %q has no tag %q: %w", ref, DefaultTag, errdefs.ErrNotFound)
-	}
 	if t.Current == "" {
-		return Template{}, Build{}, fmt.Errorf("template %q has no finished build: %w", ref, errdefs.ErrFailedPrecondition)
+		return Template{}, Build{}, fmt.Errorf("template %q has no finished build with the tag %q: %w", ref, DefaultTag, errdefs.ErrNotFound)
 	}
 	b, err := c.store.GetBuild(ctx, t.Current)
 	if err != nil {
@@ -254,8 +251,9 @@ func (c *Catalog) Find(ctx context.Context, team identity.TeamID, ref string) (T
 
 // Delete removes a template of the team. Its images go with the next GC.
 // errdefs.ErrPermissionDenied for another team's public template,
-// ErrFailedPrecondition while sandboxes are based on it, and for a snapshot,
-// whose tags are deleted one by one (sandbox.Manager.DeleteSnapshot).
+// ErrFailedPrecondition while sandboxes are based on it, for a reference with a
+// tag, since a template goes as a whole, and for a snapshot, whose tags are
+// deleted one by one (sandbox.Manager.DeleteSnapshot).
 func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) error {
 	t, err := c.find(ctx, team, ref)
 	if err != nil {
@@ -266,6 +264,9 @@ func (c *Catalog) Delete(ctx context.Context, team identity.TeamID, ref string) 
 	}
 	if t.Kind == KindSnapshot {
 		return fmt.Errorf("%q is a snapshot: delete it with `caisson snapshot delete %s`: %w", ref, ref, errdefs.ErrFailedPrecondition)
+	}
+	if strings.Contains(ref, ":") {
+		return fmt.Errorf("%q names one tag, and a template is deleted with all of them: name it without: %w", ref, errdefs.ErrFailedPrecondition)
 	}
 	return c.store.DeleteTemplate(ctx, t.ID)
 }

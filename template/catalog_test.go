@@ -299,6 +299,9 @@ func TestCatalogDeleteAndGC(t *testing.T) {
 			t.Errorf("Delete(%q) of a snapshot = %v", ref, err)
 		}
 	}
+	if err := c.Delete(t.Context(), "ann", "drop:default"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Delete() of a tag = %v, want failed precondition", err)
+	}
 	if err := c.Delete(t.Context(), "ann", "drop"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 // Package template keeps templates and their builds: what a sandbox starts
 // from. The stock "base" template is built from Debian packages or from a tar
-// file; OCI images and recipes are not built yet.
+// file here; recipes are queued by package template/queue and carried out by an
+// Executor.
 package template
 
 import (
@@ -43,6 +44,7 @@ type Template struct {
 	Names     []string
 	Public    bool
 	Current   BuildID
+	Spawned   Spawned
 	CreatedAt time.Time
 	UpdatedAt time.Time
 }
@@ -66,14 +68,28 @@ type Build struct {
 	Env        map[string]string
 	CreatedAt  time.Time
 	FinishedAt time.Time
-	// Artifact is the saved state of a snapshot's build, else nil. With one,
-	// Sealed holds what the agent of the source was told (user, working
-	// directory and environment, encrypted under the installation's seed), and
-	// Sandbox is the id of the source.
+	// Tags are those that the build gets when it is ready.
+	Tags []string
+	// Start and Ready are the commands of the recipe, or of the template that it
+	// stands on: what runs in every sandbox of the build from its beginning, and
+	// what says that it does. Both may be empty.
+	Start, Ready string
+	// Step names the step that failed: StepBase, a number from 1 on, or
+	// StepFinalize; empty when none is to blame.
+	Step string
+	// Artifact is the saved state that sandboxes of the build start from, nil
+	// when they boot. With one, Resources are complete, and fixed.
 	Artifact *snapshot.Artifact
-	Sealed   string
-	Sandbox  string
+	// Sealed holds what the agent of a snapshot's source was told (user, working
+	// directory and environment, encrypted under the installation's seed), and
+	// Sandbox is the id of the source. Both are empty for a template that was
+	// built: its state has no source, and no secrets of one.
+	Sealed  string
+	Sandbox string
 }
+
+// FromSandbox says whether the build was saved from somebody's sandbox.
+func (b Build) FromSandbox() bool { return b.Sealed != "" }
 
 // Store keeps templates; implemented by package store.
 type Store interface {

@@ -23,6 +23,7 @@ import (
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
+	"github.com/caisson-dev/caisson/template/queue"
 )
 
 // Sandboxes is what this package needs of sandbox.Manager.
@@ -69,6 +70,10 @@ type Templates interface {
 type Config struct {
 	Sandboxes Sandboxes
 	Templates Templates
+	Builds    Builds
+	Tags      queue.Tags
+	// MaxUpload is the most bytes of a file for a build.
+	MaxUpload int64
 	Meter     Meter
 	// Audit and EgressLog are what the logs of a sandbox are made of.
 	Audit     audit.Log
@@ -112,7 +117,11 @@ func Handler(c Config) http.Handler {
 	// One pattern overlaps with /templates/aliases/{alias}, which wins.
 	rest := http.NewServeMux()
 	mux.Handle("/", rest)
-	rest.Handle("GET /templates/{id}/tags", unbuilt("template tags"))
+	rest.HandleFunc("GET /templates/{id}/tags", func(w http.ResponseWriter, r *http.Request) {
+		if err := (&server{c}).listTags(w, r); err != nil {
+			onError(w, r, err)
+		}
+	})
 	rest.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		onError(w, r, apierr.New(errdefs.ErrNotFound, "there is no %s %s", r.Method, r.URL.Path))
 	})
@@ -123,29 +132,19 @@ func Handler(c Config) http.Handler {
 // what is missing.
 func notBuilt() map[string]string {
 	return map[string]string{
-		"POST /templates":                           "template builds over the API",
-		"POST /v2/templates":                        "template builds over the API",
-		"POST /v3/templates":                        "template builds over the API",
-		"POST /templates/{id}":                      "template builds over the API",
-		"POST /templates/{id}/builds/{build}":       "template builds over the API",
-		"POST /v2/templates/{id}/builds/{build}":    "template builds over the API",
-		"GET /templates/{id}/builds/{build}/status": "template builds over the API",
-		"GET /templates/{id}/builds/{build}/logs":   "template builds over the API",
-		"GET /templates/{id}/files/{hash}":          "template builds over the API",
-		"PATCH /templates/{id}":                     "publishing templates",
-		"PATCH /v2/templates/{id}":                  "publishing templates",
-		"POST /templates/tags":                      "template tags",
-		"DELETE /templates/tags":                    "template tags",
-		"/volumes":                                  "volumes",
-		"/volumes/{id}":                             "volumes",
-		"/volumecontent/":                           "volumes",
-		"/secrets":                                  "secrets",
-		"/secrets/{id}":                             "secrets",
-		"/api-keys":                                 "key management at this path (use /native/v1/keys)",
-		"/api-keys/{id}":                            "key management at this path (use /native/v1/keys)",
-		"/access-tokens":                            "access tokens",
-		"/nodes":                                    "nodes",
-		"/admin/":                                   "administration",
+		"POST /templates":                     "builds from a Dockerfile on the server (use /v3/templates)",
+		"POST /templates/{id}":                "builds from a Dockerfile on the server (use /v3/templates)",
+		"POST /templates/{id}/builds/{build}": "builds from a Dockerfile on the server (use /v3/templates)",
+		"/volumes":                            "volumes",
+		"/volumes/{id}":                       "volumes",
+		"/volumecontent/":                     "volumes",
+		"/secrets":                            "secrets",
+		"/secrets/{id}":                       "secrets",
+		"/api-keys":                           "key management at this path (use /native/v1/keys)",
+		"/api-keys/{id}":                      "key management at this path (use /native/v1/keys)",
+		"/access-tokens":                      "access tokens",
+		"/nodes":                              "nodes",
+		"/admin/":                             "administration",
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -71,8 +72,8 @@ func (s *server) ListTemplates(ctx context.Context, r e2bapi.ListTemplatesReques
 
 func (s *server) templates(ctx context.Context, teamID *string) ([]template.Template, error) {
 	who := api.Caller(ctx)
-	if teamID != nil && *teamID != "" && identity.TeamID(*teamID) != who.Team {
-		return nil, apierr.Field("teamID", "%q is not the team of this API key", *teamID)
+	if err := ownTeam(who, teamID); err != nil {
+		return nil, err
 	}
 	return s.Templates.ListTemplates(ctx, who.Team)
 }
@@ -88,6 +89,7 @@ func (s *server) template(ctx context.Context, t template.Template) (e2bapi.Temp
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(),
 		EnvdVersion: s.AgentVersion, BuildStatus: string(template.Ready),
 		BuildCount: int32(len(builds)), //nolint:gosec // builds are few
+		SpawnCount: t.Spawned.Count, LastSpawnedAt: lastSpawned(t),
 	}
 	res := s.Resources
 	for _, b := range builds {
@@ -96,11 +98,20 @@ func (s *server) template(ctx context.Context, t template.Template) (e2bapi.Temp
 			res = s.resources(b)
 		}
 	}
-	if t.Current == "" {
-		out.BuildStatus = string(template.Building)
+	if t.Current == "" && len(builds) > 0 {
+		out.BuildStatus = string(builds[0].Status)
+		res = s.resources(builds[0])
 	}
 	out.CpuCount, out.MemoryMB, out.DiskSizeMB = int32(res.CPUs), res.MemoryMiB, res.DiskMiB //nolint:gosec // CPU counts are small
 	return out, nil
+}
+
+// lastSpawned is nil for a template that no sandbox was ever made of.
+func lastSpawned(t template.Template) *time.Time {
+	if t.Spawned.Last.IsZero() {
+		return nil
+	}
+	return new(t.Spawned.Last.UTC())
 }
 
 func (s *server) resources(b template.Build) provider.Resources {
@@ -158,9 +169,20 @@ func (s *server) findTagged(ctx context.Context, who identity.Principal, field, 
 	return t, ref, nil
 }
 
-// GetTemplate implements e2bapi.StrictServerInterface.
+// GetTemplate implements e2bapi.StrictServerInterface. The page token is the id
+// of the last build of the page before.
 func (s *server) GetTemplate(ctx context.Context, r e2bapi.GetTemplateRequestObject) (e2bapi.GetTemplateResponseObject, error) {
-	t, err := s.find(ctx, api.Caller(ctx), "templateID", r.Id)
+	limit := maxPage
+	if r.Params.Limit != nil {
+		if limit = int(*r.Params.Limit); limit < 1 || limit > maxPage {
+			return nil, apierr.Field("limit", "must be 1 to %d, is %d", maxPage, limit)
+		}
+	}
+	who := api.Caller(ctx)
+	t, err := s.find(ctx, who, "templateID", r.Id)
+	if errdefs.IsNotFound(err) {
+		return nil, s.hidden(ctx, r.Id, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -168,28 +190,63 @@ func (s *server) GetTemplate(ctx context.Context, r e2bapi.GetTemplateRequestObj
 	if err != nil {
 		return nil, err
 	}
-	out := e2bapi.GetTemplate200JSONResponse{
+	if after := r.Params.NextToken; after != nil {
+		i := slices.IndexFunc(builds, func(b template.Build) bool { return string(b.ID) == *after })
+		if i < 0 {
+			return nil, apierr.Field("nextToken", "is not one that this server gave")
+		}
+		builds = builds[i+1:]
+	}
+	out := e2bapi.GetTemplate200JSONResponse{Body: e2bapi.TemplateWithBuilds{
 		TemplateID: string(t.ID), Public: t.Public, Aliases: aliases(t), Names: names(t),
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(), Builds: []e2bapi.Build{},
+		SpawnCount: t.Spawned.Count, LastSpawnedAt: lastSpawned(t),
+	}}
+	if len(builds) > limit {
+		builds = builds[:limit]
+		out.Headers.XNextToken = new(string(builds[limit-1].ID))
 	}
 	for _, b := range builds {
-		res := s.resources(b)
-		w := e2bapi.Build{
-			BuildID: string(b.ID), Status: string(b.Status), CreatedAt: b.CreatedAt.UTC(), UpdatedAt: b.CreatedAt.UTC(),
-			CpuCount: int32(res.CPUs), MemoryMB: res.MemoryMiB, DiskSizeMB: res.DiskMiB, EnvdVersion: s.AgentVersion, //nolint:gosec // CPU counts are small
-		}
-		if !b.FinishedAt.IsZero() {
-			w.UpdatedAt = b.FinishedAt.UTC()
-			w.FinishedAt = &w.UpdatedAt
-		}
-		out.Builds = append(out.Builds, w)
+		out.Body.Builds = append(out.Body.Builds, s.build(b))
 	}
 	return out, nil
+}
+
+func (s *server) build(b template.Build) e2bapi.Build {
+	res := s.resources(b)
+	w := e2bapi.Build{
+		BuildID: string(b.ID), Status: string(b.Status), CreatedAt: b.CreatedAt.UTC(), UpdatedAt: b.CreatedAt.UTC(),
+		CpuCount: int32(res.CPUs), MemoryMB: res.MemoryMiB, DiskSizeMB: res.DiskMiB, EnvdVersion: s.AgentVersion, //nolint:gosec // CPU counts are small
+	}
+	if !b.FinishedAt.IsZero() {
+		w.UpdatedAt = b.FinishedAt.UTC()
+		w.FinishedAt = &w.UpdatedAt
+	}
+	return w
+}
+
+// hidden is the error of a reference that names nothing the caller may see: 403
+// when it names another team's template, as E2B has it, else missing.
+func (s *server) hidden(ctx context.Context, text string, missing error) error {
+	ref, err := template.ParseReference(text)
+	if err != nil {
+		return missing
+	}
+	// An empty team finds every template by its id.
+	t, err := s.Templates.GetTemplate(ctx, identity.TeamID(ref.Namespace), ref.Name)
+	named := ref.Namespace != "" && string(t.Team) == ref.Namespace || string(t.ID) == ref.Name
+	if err != nil || !named || t.Public || t.Team == api.Caller(ctx).Team {
+		return missing
+	}
+	return apierr.New(errdefs.ErrPermissionDenied, "template %q belongs to another team", api.Clip(text)).WithCause(missing)
 }
 
 // GetTemplateAlias implements e2bapi.StrictServerInterface.
 func (s *server) GetTemplateAlias(ctx context.Context, r e2bapi.GetTemplateAliasRequestObject) (e2bapi.GetTemplateAliasResponseObject, error) {
 	t, err := s.find(ctx, api.Caller(ctx), "alias", r.Alias)
+	if errdefs.IsNotFound(err) {
+		return nil, s.hidden(ctx, r.Alias, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +272,9 @@ func (s *server) DeleteTemplate(ctx context.Context, r e2bapi.DeleteTemplateRequ
 	case ref.Tag != template.DefaultTag:
 		err = api.NoTemplate(r.Id)
 	default:
-		err = s.Templates.DeleteTemplate(ctx, t.ID)
+		if err = s.Templates.DeleteTemplate(ctx, t.ID); err == nil {
+			s.Builds.Forget(t.ID)
+		}
 	}
 	if errdefs.IsNotFound(err) {
 		return nil, api.NoTemplate(r.Id).WithCause(err)

@@ -84,6 +84,12 @@ type Keys interface {
 	Revoke(ctx context.Context, actor string, team identity.TeamID, id string) error
 }
 
+// Builds is what this package needs of queue.Queue.
+type Builds interface {
+	Cancel(ctx context.Context, who identity.Principal, ref string, id template.BuildID) error
+	Forget(t template.ID)
+}
+
 // Templates is what this package needs of template.Catalog.
 type Templates interface {
 	List(ctx context.Context, team identity.TeamID) ([]template.Template, error)
@@ -114,6 +120,7 @@ type Config struct {
 	Audit     AuditLog
 	Keys      Keys
 	Templates Templates
+	Builds    Builds
 	Meter     Meter
 	Budgets   Budgets
 	Batches   Batches
@@ -294,6 +301,9 @@ func (s *server) ListTemplates(ctx context.Context, _ nativeapi.ListTemplatesReq
 		if err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
+		if t.Current == "" && len(builds) > 0 { // the newest, of those that are not ready
+			w.BuildStatus, w.Source = string(builds[0].Status), builds[0].Source
+		}
 		for _, b := range builds {
 			if b.ID == t.Current {
 				w.BuildStatus, w.Source = string(b.Status), b.Source
@@ -308,7 +318,10 @@ func (s *server) ListTemplates(ctx context.Context, _ nativeapi.ListTemplatesReq
 
 // DeleteTemplate implements nativeapi.StrictServerInterface.
 func (s *server) DeleteTemplate(ctx context.Context, r nativeapi.DeleteTemplateRequestObject) (nativeapi.DeleteTemplateResponseObject, error) {
-	err := s.Templates.Delete(ctx, api.Caller(ctx).Team, r.Id)
+	t, _, err := s.Templates.Find(ctx, api.Caller(ctx).Team, r.Id)
+	if err == nil {
+		err = s.Templates.Delete(ctx, api.Caller(ctx).Team, r.Id)
+	}
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 		// What is no name of a template names none.
 		return nil, api.NoTemplate(r.Id).WithCause(err)
@@ -316,7 +329,16 @@ func (s *server) DeleteTemplate(ctx context.Context, r nativeapi.DeleteTemplateR
 	if err != nil {
 		return nil, err
 	}
+	s.Builds.Forget(t.ID)
 	return nativeapi.DeleteTemplate204Response{}, nil
+}
+
+// CancelBuild implements nativeapi.StrictServerInterface.
+func (s *server) CancelBuild(ctx context.Context, r nativeapi.CancelBuildRequestObject) (nativeapi.CancelBuildResponseObject, error) {
+	if err := s.Builds.Cancel(ctx, api.Caller(ctx), r.Id, template.BuildID(r.Build)); err != nil {
+		return nil, err
+	}
+	return nativeapi.CancelBuild202Response{}, nil
 }
 
 // CheckEgress implements nativeapi.StrictServerInterface.

@@ -44,6 +44,7 @@ type Stub struct {
 	pool  client.PoolStatus
 
 	snapshots []client.Snapshot
+	builds    builds
 }
 
 type box struct {
@@ -217,6 +218,7 @@ func (s *Stub) handler() http.Handler {
 // others serves what is not about one sandbox.
 func (s *Stub) others(mux *http.ServeMux, v1 string) {
 	s.snapshotRoutes(mux, v1)
+	s.buildRoutes(mux, v1)
 	mux.HandleFunc(v1+"/keys", s.keysRoute)
 	mux.HandleFunc("DELETE "+v1+"/keys/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -274,7 +276,8 @@ func (s *Stub) front(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("E2b-Sandbox-Id")
 		if id == "" {
-			if r.Header.Get("X-API-Key") != s.key {
+			upload := r.Method == http.MethodPut && r.URL.RawQuery == stubLink
+			if r.Header.Get("X-API-Key") != s.key && !upload {
 				refuse(w, 401, "unknown API key")
 				return
 			}

@@ -33,8 +33,20 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.addSampleStmt, err = db.PrepareContext(ctx, addSample); err != nil {
 		return nil, fmt.Errorf("error preparing query AddSample: %w", err)
 	}
+	if q.attemptRecipeStmt, err = db.PrepareContext(ctx, attemptRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query AttemptRecipe: %w", err)
+	}
+	if q.beginBuildStmt, err = db.PrepareContext(ctx, beginBuild); err != nil {
+		return nil, fmt.Errorf("error preparing query BeginBuild: %w", err)
+	}
 	if q.beginRunStmt, err = db.PrepareContext(ctx, beginRun); err != nil {
 		return nil, fmt.Errorf("error preparing query BeginRun: %w", err)
+	}
+	if q.buildLogBackwardStmt, err = db.PrepareContext(ctx, buildLogBackward); err != nil {
+		return nil, fmt.Errorf("error preparing query BuildLogBackward: %w", err)
+	}
+	if q.buildLogForwardStmt, err = db.PrepareContext(ctx, buildLogForward); err != nil {
+		return nil, fmt.Errorf("error preparing query BuildLogForward: %w", err)
 	}
 	if q.clearCurrentStmt, err = db.PrepareContext(ctx, clearCurrent); err != nil {
 		return nil, fmt.Errorf("error preparing query ClearCurrent: %w", err)
@@ -45,11 +57,20 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.countBuildSandboxesStmt, err = db.PrepareContext(ctx, countBuildSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query CountBuildSandboxes: %w", err)
 	}
+	if q.countBuildTagsStmt, err = db.PrepareContext(ctx, countBuildTags); err != nil {
+		return nil, fmt.Errorf("error preparing query CountBuildTags: %w", err)
+	}
+	if q.countBuildsStmt, err = db.PrepareContext(ctx, countBuilds); err != nil {
+		return nil, fmt.Errorf("error preparing query CountBuilds: %w", err)
+	}
 	if q.countKeysStmt, err = db.PrepareContext(ctx, countKeys); err != nil {
 		return nil, fmt.Errorf("error preparing query CountKeys: %w", err)
 	}
 	if q.countRunningStmt, err = db.PrepareContext(ctx, countRunning); err != nil {
 		return nil, fmt.Errorf("error preparing query CountRunning: %w", err)
+	}
+	if q.countTeamBuildsStmt, err = db.PrepareContext(ctx, countTeamBuilds); err != nil {
+		return nil, fmt.Errorf("error preparing query CountTeamBuilds: %w", err)
 	}
 	if q.countTeamSandboxesStmt, err = db.PrepareContext(ctx, countTeamSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query CountTeamSandboxes: %w", err)
@@ -78,6 +99,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteOldBuildsStmt, err = db.PrepareContext(ctx, deleteOldBuilds); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteOldBuilds: %w", err)
 	}
+	if q.deleteRecipeStmt, err = db.PrepareContext(ctx, deleteRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteRecipe: %w", err)
+	}
 	if q.deleteRecordsBeforeStmt, err = db.PrepareContext(ctx, deleteRecordsBefore); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteRecordsBefore: %w", err)
 	}
@@ -105,6 +129,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteTemplateNamesStmt, err = db.PrepareContext(ctx, deleteTemplateNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplateNames: %w", err)
 	}
+	if q.deleteTemplateTagStmt, err = db.PrepareContext(ctx, deleteTemplateTag); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteTemplateTag: %w", err)
+	}
 	if q.dropArtifactStmt, err = db.PrepareContext(ctx, dropArtifact); err != nil {
 		return nil, fmt.Errorf("error preparing query DropArtifact: %w", err)
 	}
@@ -113,6 +140,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.endedSandboxesStmt, err = db.PrepareContext(ctx, endedSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query EndedSandboxes: %w", err)
+	}
+	if q.expireBuildsStmt, err = db.PrepareContext(ctx, expireBuilds); err != nil {
+		return nil, fmt.Errorf("error preparing query ExpireBuilds: %w", err)
 	}
 	if q.expiredSandboxesStmt, err = db.PrepareContext(ctx, expiredSandboxes); err != nil {
 		return nil, fmt.Errorf("error preparing query ExpiredSandboxes: %w", err)
@@ -138,6 +168,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.growRunStmt, err = db.PrepareContext(ctx, growRun); err != nil {
 		return nil, fmt.Errorf("error preparing query GrowRun: %w", err)
 	}
+	if q.insertBuildLogStmt, err = db.PrepareContext(ctx, insertBuildLog); err != nil {
+		return nil, fmt.Errorf("error preparing query InsertBuildLog: %w", err)
+	}
 	if q.insertEventStmt, err = db.PrepareContext(ctx, insertEvent); err != nil {
 		return nil, fmt.Errorf("error preparing query InsertEvent: %w", err)
 	}
@@ -158,6 +191,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.keyByHashStmt, err = db.PrepareContext(ctx, keyByHash); err != nil {
 		return nil, fmt.Errorf("error preparing query KeyByHash: %w", err)
+	}
+	if q.lastBuildLogStmt, err = db.PrepareContext(ctx, lastBuildLog); err != nil {
+		return nil, fmt.Errorf("error preparing query LastBuildLog: %w", err)
 	}
 	if q.lastRecordStmt, err = db.PrepareContext(ctx, lastRecord); err != nil {
 		return nil, fmt.Errorf("error preparing query LastRecord: %w", err)
@@ -204,6 +240,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.listTeamsStmt, err = db.PrepareContext(ctx, listTeams); err != nil {
 		return nil, fmt.Errorf("error preparing query ListTeams: %w", err)
 	}
+	if q.listTemplateTagsStmt, err = db.PrepareContext(ctx, listTemplateTags); err != nil {
+		return nil, fmt.Errorf("error preparing query ListTemplateTags: %w", err)
+	}
 	if q.listTemplatesStmt, err = db.PrepareContext(ctx, listTemplates); err != nil {
 		return nil, fmt.Errorf("error preparing query ListTemplates: %w", err)
 	}
@@ -228,6 +267,12 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.oldestSampleStmt, err = db.PrepareContext(ctx, oldestSample); err != nil {
 		return nil, fmt.Errorf("error preparing query OldestSample: %w", err)
 	}
+	if q.pendingRecipesStmt, err = db.PrepareContext(ctx, pendingRecipes); err != nil {
+		return nil, fmt.Errorf("error preparing query PendingRecipes: %w", err)
+	}
+	if q.pruneUploadUsesStmt, err = db.PrepareContext(ctx, pruneUploadUses); err != nil {
+		return nil, fmt.Errorf("error preparing query PruneUploadUses: %w", err)
+	}
 	if q.publicTemplateByNameStmt, err = db.PrepareContext(ctx, publicTemplateByName); err != nil {
 		return nil, fmt.Errorf("error preparing query PublicTemplateByName: %w", err)
 	}
@@ -236,6 +281,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.putMetaStmt, err = db.PrepareContext(ctx, putMeta); err != nil {
 		return nil, fmt.Errorf("error preparing query PutMeta: %w", err)
+	}
+	if q.putRecipeStmt, err = db.PrepareContext(ctx, putRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query PutRecipe: %w", err)
 	}
 	if q.putTeamBudgetStmt, err = db.PrepareContext(ctx, putTeamBudget); err != nil {
 		return nil, fmt.Errorf("error preparing query PutTeamBudget: %w", err)
@@ -269,6 +317,15 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.setTeamLimitStmt, err = db.PrepareContext(ctx, setTeamLimit); err != nil {
 		return nil, fmt.Errorf("error preparing query SetTeamLimit: %w", err)
+	}
+	if q.setTemplateCurrentStmt, err = db.PrepareContext(ctx, setTemplateCurrent); err != nil {
+		return nil, fmt.Errorf("error preparing query SetTemplateCurrent: %w", err)
+	}
+	if q.setTemplatePublicStmt, err = db.PrepareContext(ctx, setTemplatePublic); err != nil {
+		return nil, fmt.Errorf("error preparing query SetTemplatePublic: %w", err)
+	}
+	if q.spawnTemplateStmt, err = db.PrepareContext(ctx, spawnTemplate); err != nil {
+		return nil, fmt.Errorf("error preparing query SpawnTemplate: %w", err)
 	}
 	if q.teamArtifactsStmt, err = db.PrepareContext(ctx, teamArtifacts); err != nil {
 		return nil, fmt.Errorf("error preparing query TeamArtifacts: %w", err)
@@ -315,6 +372,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.updateSandboxStmt, err = db.PrepareContext(ctx, updateSandbox); err != nil {
 		return nil, fmt.Errorf("error preparing query UpdateSandbox: %w", err)
 	}
+	if q.useUploadStmt, err = db.PrepareContext(ctx, useUpload); err != nil {
+		return nil, fmt.Errorf("error preparing query UseUpload: %w", err)
+	}
 	return &q, nil
 }
 
@@ -335,9 +395,29 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing addSampleStmt: %w", cerr)
 		}
 	}
+	if q.attemptRecipeStmt != nil {
+		if cerr := q.attemptRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing attemptRecipeStmt: %w", cerr)
+		}
+	}
+	if q.beginBuildStmt != nil {
+		if cerr := q.beginBuildStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing beginBuildStmt: %w", cerr)
+		}
+	}
 	if q.beginRunStmt != nil {
 		if cerr := q.beginRunStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing beginRunStmt: %w", cerr)
+		}
+	}
+	if q.buildLogBackwardStmt != nil {
+		if cerr := q.buildLogBackwardStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing buildLogBackwardStmt: %w", cerr)
+		}
+	}
+	if q.buildLogForwardStmt != nil {
+		if cerr := q.buildLogForwardStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing buildLogForwardStmt: %w", cerr)
 		}
 	}
 	if q.clearCurrentStmt != nil {
@@ -355,6 +435,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing countBuildSandboxesStmt: %w", cerr)
 		}
 	}
+	if q.countBuildTagsStmt != nil {
+		if cerr := q.countBuildTagsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countBuildTagsStmt: %w", cerr)
+		}
+	}
+	if q.countBuildsStmt != nil {
+		if cerr := q.countBuildsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countBuildsStmt: %w", cerr)
+		}
+	}
 	if q.countKeysStmt != nil {
 		if cerr := q.countKeysStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing countKeysStmt: %w", cerr)
@@ -363,6 +453,11 @@ func (q *Queries) Close() error {
 	if q.countRunningStmt != nil {
 		if cerr := q.countRunningStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing countRunningStmt: %w", cerr)
+		}
+	}
+	if q.countTeamBuildsStmt != nil {
+		if cerr := q.countTeamBuildsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countTeamBuildsStmt: %w", cerr)
 		}
 	}
 	if q.countTeamSandboxesStmt != nil {
@@ -410,6 +505,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing deleteOldBuildsStmt: %w", cerr)
 		}
 	}
+	if q.deleteRecipeStmt != nil {
+		if cerr := q.deleteRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteRecipeStmt: %w", cerr)
+		}
+	}
 	if q.deleteRecordsBeforeStmt != nil {
 		if cerr := q.deleteRecordsBeforeStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteRecordsBeforeStmt: %w", cerr)
@@ -455,6 +555,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing deleteTemplateNamesStmt: %w", cerr)
 		}
 	}
+	if q.deleteTemplateTagStmt != nil {
+		if cerr := q.deleteTemplateTagStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteTemplateTagStmt: %w", cerr)
+		}
+	}
 	if q.dropArtifactStmt != nil {
 		if cerr := q.dropArtifactStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing dropArtifactStmt: %w", cerr)
@@ -468,6 +573,11 @@ func (q *Queries) Close() error {
 	if q.endedSandboxesStmt != nil {
 		if cerr := q.endedSandboxesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing endedSandboxesStmt: %w", cerr)
+		}
+	}
+	if q.expireBuildsStmt != nil {
+		if cerr := q.expireBuildsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing expireBuildsStmt: %w", cerr)
 		}
 	}
 	if q.expiredSandboxesStmt != nil {
@@ -510,6 +620,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing growRunStmt: %w", cerr)
 		}
 	}
+	if q.insertBuildLogStmt != nil {
+		if cerr := q.insertBuildLogStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing insertBuildLogStmt: %w", cerr)
+		}
+	}
 	if q.insertEventStmt != nil {
 		if cerr := q.insertEventStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing insertEventStmt: %w", cerr)
@@ -543,6 +658,11 @@ func (q *Queries) Close() error {
 	if q.keyByHashStmt != nil {
 		if cerr := q.keyByHashStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing keyByHashStmt: %w", cerr)
+		}
+	}
+	if q.lastBuildLogStmt != nil {
+		if cerr := q.lastBuildLogStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing lastBuildLogStmt: %w", cerr)
 		}
 	}
 	if q.lastRecordStmt != nil {
@@ -620,6 +740,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing listTeamsStmt: %w", cerr)
 		}
 	}
+	if q.listTemplateTagsStmt != nil {
+		if cerr := q.listTemplateTagsStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing listTemplateTagsStmt: %w", cerr)
+		}
+	}
 	if q.listTemplatesStmt != nil {
 		if cerr := q.listTemplatesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing listTemplatesStmt: %w", cerr)
@@ -660,6 +785,16 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing oldestSampleStmt: %w", cerr)
 		}
 	}
+	if q.pendingRecipesStmt != nil {
+		if cerr := q.pendingRecipesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing pendingRecipesStmt: %w", cerr)
+		}
+	}
+	if q.pruneUploadUsesStmt != nil {
+		if cerr := q.pruneUploadUsesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing pruneUploadUsesStmt: %w", cerr)
+		}
+	}
 	if q.publicTemplateByNameStmt != nil {
 		if cerr := q.publicTemplateByNameStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing publicTemplateByNameStmt: %w", cerr)
@@ -673,6 +808,11 @@ func (q *Queries) Close() error {
 	if q.putMetaStmt != nil {
 		if cerr := q.putMetaStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing putMetaStmt: %w", cerr)
+		}
+	}
+	if q.putRecipeStmt != nil {
+		if cerr := q.putRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing putRecipeStmt: %w", cerr)
 		}
 	}
 	if q.putTeamBudgetStmt != nil {
@@ -728,6 +868,21 @@ func (q *Queries) Close() error {
 	if q.setTeamLimitStmt != nil {
 		if cerr := q.setTeamLimitStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing setTeamLimitStmt: %w", cerr)
+		}
+	}
+	if q.setTemplateCurrentStmt != nil {
+		if cerr := q.setTemplateCurrentStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setTemplateCurrentStmt: %w", cerr)
+		}
+	}
+	if q.setTemplatePublicStmt != nil {
+		if cerr := q.setTemplatePublicStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing setTemplatePublicStmt: %w", cerr)
+		}
+	}
+	if q.spawnTemplateStmt != nil {
+		if cerr := q.spawnTemplateStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing spawnTemplateStmt: %w", cerr)
 		}
 	}
 	if q.teamArtifactsStmt != nil {
@@ -805,6 +960,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing updateSandboxStmt: %w", cerr)
 		}
 	}
+	if q.useUploadStmt != nil {
+		if cerr := q.useUploadStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing useUploadStmt: %w", cerr)
+		}
+	}
 	return err
 }
 
@@ -847,12 +1007,19 @@ type Queries struct {
 	addMetaStmt                 *sql.Stmt
 	addNameStmt                 *sql.Stmt
 	addSampleStmt               *sql.Stmt
+	attemptRecipeStmt           *sql.Stmt
+	beginBuildStmt              *sql.Stmt
 	beginRunStmt                *sql.Stmt
+	buildLogBackwardStmt        *sql.Stmt
+	buildLogForwardStmt         *sql.Stmt
 	clearCurrentStmt            *sql.Stmt
 	copyNamesStmt               *sql.Stmt
 	countBuildSandboxesStmt     *sql.Stmt
+	countBuildTagsStmt          *sql.Stmt
+	countBuildsStmt             *sql.Stmt
 	countKeysStmt               *sql.Stmt
 	countRunningStmt            *sql.Stmt
+	countTeamBuildsStmt         *sql.Stmt
 	countTeamSandboxesStmt      *sql.Stmt
 	countTemplateSandboxesStmt  *sql.Stmt
 	countTemplateTagsStmt       *sql.Stmt
@@ -862,6 +1029,7 @@ type Queries struct {
 	deleteLostNamesStmt         *sql.Stmt
 	deleteMarkStmt              *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
+	deleteRecipeStmt            *sql.Stmt
 	deleteRecordsBeforeStmt     *sql.Stmt
 	deleteRunsBeforeStmt        *sql.Stmt
 	deleteSamplesBeforeStmt     *sql.Stmt
@@ -871,9 +1039,11 @@ type Queries struct {
 	deleteTeamBudgetStmt        *sql.Stmt
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
+	deleteTemplateTagStmt       *sql.Stmt
 	dropArtifactStmt            *sql.Stmt
 	endRunStmt                  *sql.Stmt
 	endedSandboxesStmt          *sql.Stmt
+	expireBuildsStmt            *sql.Stmt
 	expiredSandboxesStmt        *sql.Stmt
 	getBuildStmt                *sql.Stmt
 	getMetaStmt                 *sql.Stmt
@@ -882,6 +1052,7 @@ type Queries struct {
 	getTeamStmt                 *sql.Stmt
 	getTemplateStmt             *sql.Stmt
 	growRunStmt                 *sql.Stmt
+	insertBuildLogStmt          *sql.Stmt
 	insertEventStmt             *sql.Stmt
 	insertKeyStmt               *sql.Stmt
 	insertRecordStmt            *sql.Stmt
@@ -889,6 +1060,7 @@ type Queries struct {
 	insertTeamStmt              *sql.Stmt
 	insertTemplateNameStmt      *sql.Stmt
 	keyByHashStmt               *sql.Stmt
+	lastBuildLogStmt            *sql.Stmt
 	lastRecordStmt              *sql.Stmt
 	lastRunStmt                 *sql.Stmt
 	lastSamplesStmt             *sql.Stmt
@@ -904,6 +1076,7 @@ type Queries struct {
 	listSnapshotsDescendingStmt *sql.Stmt
 	listTeamEventsStmt          *sql.Stmt
 	listTeamsStmt               *sql.Stmt
+	listTemplateTagsStmt        *sql.Stmt
 	listTemplatesStmt           *sql.Stmt
 	lockTeamStmt                *sql.Stmt
 	lockTemplateStmt            *sql.Stmt
@@ -912,9 +1085,12 @@ type Queries struct {
 	nextDeadlineStmt            *sql.Stmt
 	nextValueStmt               *sql.Stmt
 	oldestSampleStmt            *sql.Stmt
+	pendingRecipesStmt          *sql.Stmt
+	pruneUploadUsesStmt         *sql.Stmt
 	publicTemplateByNameStmt    *sql.Stmt
 	putBuildStmt                *sql.Stmt
 	putMetaStmt                 *sql.Stmt
+	putRecipeStmt               *sql.Stmt
 	putTeamBudgetStmt           *sql.Stmt
 	putTemplateStmt             *sql.Stmt
 	putTemplateTagStmt          *sql.Stmt
@@ -926,6 +1102,9 @@ type Queries struct {
 	sandboxByKeyStmt            *sql.Stmt
 	sandboxRunsStmt             *sql.Stmt
 	setTeamLimitStmt            *sql.Stmt
+	setTemplateCurrentStmt      *sql.Stmt
+	setTemplatePublicStmt       *sql.Stmt
+	spawnTemplateStmt           *sql.Stmt
 	teamArtifactsStmt           *sql.Stmt
 	teamBudgetStmt              *sql.Stmt
 	teamRunsStmt                *sql.Stmt
@@ -941,6 +1120,7 @@ type Queries struct {
 	trimRecordsStmt             *sql.Stmt
 	unfinishedSandboxesStmt     *sql.Stmt
 	updateSandboxStmt           *sql.Stmt
+	useUploadStmt               *sql.Stmt
 }
 
 func (q *Queries) WithTx(tx *sql.Tx) *Queries {
@@ -950,12 +1130,19 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		addMetaStmt:                 q.addMetaStmt,
 		addNameStmt:                 q.addNameStmt,
 		addSampleStmt:               q.addSampleStmt,
+		attemptRecipeStmt:           q.attemptRecipeStmt,
+		beginBuildStmt:              q.beginBuildStmt,
 		beginRunStmt:                q.beginRunStmt,
+		buildLogBackwardStmt:        q.buildLogBackwardStmt,
+		buildLogForwardStmt:         q.buildLogForwardStmt,
 		clearCurrentStmt:            q.clearCurrentStmt,
 		copyNamesStmt:               q.copyNamesStmt,
 		countBuildSandboxesStmt:     q.countBuildSandboxesStmt,
+		countBuildTagsStmt:          q.countBuildTagsStmt,
+		countBuildsStmt:             q.countBuildsStmt,
 		countKeysStmt:               q.countKeysStmt,
 		countRunningStmt:            q.countRunningStmt,
+		countTeamBuildsStmt:         q.countTeamBuildsStmt,
 		countTeamSandboxesStmt:      q.countTeamSandboxesStmt,
 		countTemplateSandboxesStmt:  q.countTemplateSandboxesStmt,
 		countTemplateTagsStmt:       q.countTemplateTagsStmt,
@@ -965,6 +1152,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteLostNamesStmt:         q.deleteLostNamesStmt,
 		deleteMarkStmt:              q.deleteMarkStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,
+		deleteRecipeStmt:            q.deleteRecipeStmt,
 		deleteRecordsBeforeStmt:     q.deleteRecordsBeforeStmt,
 		deleteRunsBeforeStmt:        q.deleteRunsBeforeStmt,
 		deleteSamplesBeforeStmt:     q.deleteSamplesBeforeStmt,
@@ -974,9 +1162,11 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteTeamBudgetStmt:        q.deleteTeamBudgetStmt,
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
+		deleteTemplateTagStmt:       q.deleteTemplateTagStmt,
 		dropArtifactStmt:            q.dropArtifactStmt,
 		endRunStmt:                  q.endRunStmt,
 		endedSandboxesStmt:          q.endedSandboxesStmt,
+		expireBuildsStmt:            q.expireBuildsStmt,
 		expiredSandboxesStmt:        q.expiredSandboxesStmt,
 		getBuildStmt:                q.getBuildStmt,
 		getMetaStmt:                 q.getMetaStmt,
@@ -985,6 +1175,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		getTeamStmt:                 q.getTeamStmt,
 		getTemplateStmt:             q.getTemplateStmt,
 		growRunStmt:                 q.growRunStmt,
+		insertBuildLogStmt:          q.insertBuildLogStmt,
 		insertEventStmt:             q.insertEventStmt,
 		insertKeyStmt:               q.insertKeyStmt,
 		insertRecordStmt:            q.insertRecordStmt,
@@ -992,6 +1183,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		insertTeamStmt:              q.insertTeamStmt,
 		insertTemplateNameStmt:      q.insertTemplateNameStmt,
 		keyByHashStmt:               q.keyByHashStmt,
+		lastBuildLogStmt:            q.lastBuildLogStmt,
 		lastRecordStmt:              q.lastRecordStmt,
 		lastRunStmt:                 q.lastRunStmt,
 		lastSamplesStmt:             q.lastSamplesStmt,
@@ -1007,6 +1199,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		listSnapshotsDescendingStmt: q.listSnapshotsDescendingStmt,
 		listTeamEventsStmt:          q.listTeamEventsStmt,
 		listTeamsStmt:               q.listTeamsStmt,
+		listTemplateTagsStmt:        q.listTemplateTagsStmt,
 		listTemplatesStmt:           q.listTemplatesStmt,
 		lockTeamStmt:                q.lockTeamStmt,
 		lockTemplateStmt:            q.lockTemplateStmt,
@@ -1015,9 +1208,12 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		nextDeadlineStmt:            q.nextDeadlineStmt,
 		nextValueStmt:               q.nextValueStmt,
 		oldestSampleStmt:            q.oldestSampleStmt,
+		pendingRecipesStmt:          q.pendingRecipesStmt,
+		pruneUploadUsesStmt:         q.pruneUploadUsesStmt,
 		publicTemplateByNameStmt:    q.publicTemplateByNameStmt,
 		putBuildStmt:                q.putBuildStmt,
 		putMetaStmt:                 q.putMetaStmt,
+		putRecipeStmt:               q.putRecipeStmt,
 		putTeamBudgetStmt:           q.putTeamBudgetStmt,
 		putTemplateStmt:             q.putTemplateStmt,
 		putTemplateTagStmt:          q.putTemplateTagStmt,
@@ -1029,6 +1225,9 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		sandboxByKeyStmt:            q.sandboxByKeyStmt,
 		sandboxRunsStmt:             q.sandboxRunsStmt,
 		setTeamLimitStmt:            q.setTeamLimitStmt,
+		setTemplateCurrentStmt:      q.setTemplateCurrentStmt,
+		setTemplatePublicStmt:       q.setTemplatePublicStmt,
+		spawnTemplateStmt:           q.spawnTemplateStmt,
 		teamArtifactsStmt:           q.teamArtifactsStmt,
 		teamBudgetStmt:              q.teamBudgetStmt,
 		teamRunsStmt:                q.teamRunsStmt,
@@ -1044,5 +1243,6 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		trimRecordsStmt:             q.trimRecordsStmt,
 		unfinishedSandboxesStmt:     q.unfinishedSandboxesStmt,
 		updateSandboxStmt:           q.updateSandboxStmt,
+		useUploadStmt:               q.useUploadStmt,
 	}
 }

@@ -43,6 +43,22 @@ type Build struct {
 	Artifact     string
 	Sealed       string
 	SandboxID    string
+	Tags         string
+	StartCmd     string
+	ReadyCmd     string
+	FailedStep   string
+}
+
+type BuildLog struct {
+	BuildID    string
+	Seq        int64
+	At         int64
+	Level      int64
+	Step       string
+	Line       string
+	Done       int64
+	Cached     int64
+	DurationUs int64
 }
 
 type EgressRecord struct {
@@ -118,6 +134,8 @@ type Template struct {
 	CreatedAt int64
 	UpdatedAt int64
 	Kind      string
+	Spawned   int64
+	SpawnedAt int64
 }
 
 type TemplateTag struct {

@@ -65,7 +65,7 @@ func (q *Queries) DropArtifact(ctx context.Context, id string) error {
 }
 
 const listSnapshotsDescending = `-- name: ListSnapshotsDescending :many
-SELECT template_tags.template_id, template_tags.tag, template_tags.assigned_at, templates.team_id, builds.id, builds.template_id, builds.status, builds.reason, builds.source, builds.rootfs_digest, builds.rootfs, builds.resources, builds.default_user, builds.workdir, builds.env, builds.created_at, builds.finished_at, builds.artifact, builds.sealed, builds.sandbox_id
+SELECT template_tags.template_id, template_tags.tag, template_tags.assigned_at, templates.team_id, builds.id, builds.template_id, builds.status, builds.reason, builds.source, builds.rootfs_digest, builds.rootfs, builds.resources, builds.default_user, builds.workdir, builds.env, builds.created_at, builds.finished_at, builds.artifact, builds.sealed, builds.sandbox_id, builds.tags, builds.start_cmd, builds.ready_cmd, builds.failed_step
 FROM template_tags
 JOIN templates ON templates.id = template_tags.template_id
 JOIN builds ON builds.id = template_tags.build_id
@@ -143,6 +143,10 @@ func (q *Queries) ListSnapshotsDescending(ctx context.Context, arg ListSnapshots
 			&i.Build.Artifact,
 			&i.Build.Sealed,
 			&i.Build.SandboxID,
+			&i.Build.Tags,
+			&i.Build.StartCmd,
+			&i.Build.ReadyCmd,
+			&i.Build.FailedStep,
 		); err != nil {
 			return nil, err
 		}

@@ -51,7 +51,7 @@ func (q *Queries) DeleteTemplateNames(ctx context.Context, templateID string) er
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id FROM builds WHERE id = $1
+SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id, tags, start_cmd, ready_cmd, failed_step FROM builds WHERE id = $1
 `
 
 func (q *Queries) GetBuild(ctx context.Context, id string) (Build, error) {
@@ -74,12 +74,16 @@ func (q *Queries) GetBuild(ctx context.Context, id string) (Build, error) {
 		&i.Artifact,
 		&i.Sealed,
 		&i.SandboxID,
+		&i.Tags,
+		&i.StartCmd,
+		&i.ReadyCmd,
+		&i.FailedStep,
 	)
 	return i, err
 }
 
 const getTemplate = `-- name: GetTemplate :one
-SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates WHERE id = $1 AND (team_id = $2 OR public = 1 OR $2 = '')
+SELECT id, team_id, public, current, created_at, updated_at, kind, spawned, spawned_at FROM templates WHERE id = $1 AND (team_id = $2 OR public = 1 OR $2 = '')
 `
 
 type GetTemplateParams struct {
@@ -98,6 +102,8 @@ func (q *Queries) GetTemplate(ctx context.Context, arg GetTemplateParams) (Templ
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Kind,
+		&i.Spawned,
+		&i.SpawnedAt,
 	)
 	return i, err
 }
@@ -124,7 +130,7 @@ func (q *Queries) InsertTemplateName(ctx context.Context, arg InsertTemplateName
 }
 
 const listBuilds = `-- name: ListBuilds :many
-SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id FROM builds WHERE template_id = $1 ORDER BY created_at DESC, id
+SELECT id, template_id, status, reason, source, rootfs_digest, rootfs, resources, default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id, tags, start_cmd, ready_cmd, failed_step FROM builds WHERE template_id = $1 ORDER BY created_at DESC, id
 `
 
 func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, error) {
@@ -153,6 +159,10 @@ func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, e
 			&i.Artifact,
 			&i.Sealed,
 			&i.SandboxID,
+			&i.Tags,
+			&i.StartCmd,
+			&i.ReadyCmd,
+			&i.FailedStep,
 		); err != nil {
 			return nil, err
 		}
@@ -168,7 +178,7 @@ func (q *Queries) ListBuilds(ctx context.Context, templateID string) ([]Build, e
 }
 
 const listTemplates = `-- name: ListTemplates :many
-SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates
+SELECT id, team_id, public, current, created_at, updated_at, kind, spawned, spawned_at FROM templates
 WHERE kind = '' AND (team_id = $1 OR public = 1 OR $1 = '')
 ORDER BY created_at, id
 `
@@ -190,6 +200,8 @@ func (q *Queries) ListTemplates(ctx context.Context, teamID string) ([]Template,
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.Kind,
+			&i.Spawned,
+			&i.SpawnedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -217,7 +229,7 @@ func (q *Queries) LockTemplate(ctx context.Context, id string) (int64, error) {
 }
 
 const publicTemplateByName = `-- name: PublicTemplateByName :many
-SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind FROM templates
+SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind, templates.spawned, templates.spawned_at FROM templates
 JOIN template_names ON template_names.template_id = templates.id
 WHERE template_names.name = $1 AND templates.public = 1
 ORDER BY templates.created_at, templates.id
@@ -241,6 +253,8 @@ func (q *Queries) PublicTemplateByName(ctx context.Context, name string) ([]Temp
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.Kind,
+			&i.Spawned,
+			&i.SpawnedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -258,14 +272,17 @@ func (q *Queries) PublicTemplateByName(ctx context.Context, name string) ([]Temp
 const putBuild = `-- name: PutBuild :exec
 INSERT INTO builds (
     id, template_id, status, reason, source, rootfs_digest, rootfs, resources,
-    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id,
+    tags, start_cmd, ready_cmd, failed_step
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, source = excluded.source,
     rootfs_digest = excluded.rootfs_digest, rootfs = excluded.rootfs,
     resources = excluded.resources, default_user = excluded.default_user,
     workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at,
-    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id
+    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id,
+    tags = excluded.tags, start_cmd = excluded.start_cmd, ready_cmd = excluded.ready_cmd,
+    failed_step = excluded.failed_step
 `
 
 type PutBuildParams struct {
@@ -285,6 +302,10 @@ type PutBuildParams struct {
 	Artifact     string
 	Sealed       string
 	SandboxID    string
+	Tags         string
+	StartCmd     string
+	ReadyCmd     string
+	FailedStep   string
 }
 
 func (q *Queries) PutBuild(ctx context.Context, arg PutBuildParams) error {
@@ -305,6 +326,10 @@ func (q *Queries) PutBuild(ctx context.Context, arg PutBuildParams) error {
 		arg.Artifact,
 		arg.Sealed,
 		arg.SandboxID,
+		arg.Tags,
+		arg.StartCmd,
+		arg.ReadyCmd,
+		arg.FailedStep,
 	)
 	return err
 }
@@ -367,7 +392,7 @@ func (q *Queries) RootfsDigests(ctx context.Context) ([]string, error) {
 }
 
 const templateByID = `-- name: TemplateByID :many
-SELECT id, team_id, public, current, created_at, updated_at, kind FROM templates WHERE id = $1
+SELECT id, team_id, public, current, created_at, updated_at, kind, spawned, spawned_at FROM templates WHERE id = $1
 `
 
 func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, error) {
@@ -387,6 +412,8 @@ func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, erro
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.Kind,
+			&i.Spawned,
+			&i.SpawnedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -402,7 +429,7 @@ func (q *Queries) TemplateByID(ctx context.Context, id string) ([]Template, erro
 }
 
 const templateByName = `-- name: TemplateByName :one
-SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind FROM templates
+SELECT templates.id, templates.team_id, templates.public, templates.current, templates.created_at, templates.updated_at, templates.kind, templates.spawned, templates.spawned_at FROM templates
 JOIN template_names ON template_names.template_id = templates.id
 WHERE template_names.team_id = $1 AND template_names.name = $2
 `
@@ -423,6 +450,8 @@ func (q *Queries) TemplateByName(ctx context.Context, arg TemplateByNameParams) 
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Kind,
+		&i.Spawned,
+		&i.SpawnedAt,
 	)
 	return i, err
 }

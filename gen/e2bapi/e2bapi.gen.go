@@ -132,6 +132,31 @@ type Build struct {
 	UpdatedAt   time.Time  `json:"updatedAt"`
 }
 
+// BuildLogEntry defines model for BuildLogEntry.
+type BuildLogEntry struct {
+	// Cached Ours. The step was taken from the cache.
+	Cached bool `json:"cached,omitempty"`
+
+	// Done Ours. The line ends the step.
+	Done bool `json:"done,omitempty"`
+
+	// DurationMs Ours. How long the step took.
+	DurationMs int64     `json:"durationMs,omitempty"`
+	Level      string    `json:"level"`
+	Message    string    `json:"message"`
+	Step       string    `json:"step,omitempty"`
+	Timestamp  time.Time `json:"timestamp"`
+}
+
+// BuildReason defines model for BuildReason.
+type BuildReason struct {
+	LogEntries []BuildLogEntry `json:"logEntries"`
+	Message    string          `json:"message"`
+
+	// Step base, a number from 1 on, or finalize
+	Step string `json:"step,omitempty"`
+}
+
 // Connect defines model for Connect.
 type Connect struct {
 	Memory  *bool  `json:"memory,omitempty"`
@@ -155,6 +180,14 @@ type Fork struct {
 type ForkResult struct {
 	Error   *Error   `json:"error,omitempty"`
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
+}
+
+// ImageRegistry registry: username and password. gcp: serviceAccountJson. aws is refused.
+type ImageRegistry struct {
+	Password           string `json:"password,omitempty"`
+	ServiceAccountJson string `json:"serviceAccountJson,omitempty"`
+	Type               string `json:"type"`
+	Username           string `json:"username,omitempty"`
 }
 
 // Lifecycle defines model for Lifecycle.
@@ -263,6 +296,27 @@ type NewSnapshot struct {
 	Name string `json:"name,omitempty"`
 }
 
+// NewTemplate defines model for NewTemplate.
+type NewTemplate struct {
+	Alias         string `json:"alias,omitempty"`
+	CpuCount      *int32 `json:"cpuCount,omitempty"`
+	MemoryMB      *int64 `json:"memoryMB,omitempty"`
+	MinFreeDiskMb *int64 `json:"minFreeDiskMb,omitempty"`
+
+	// Name [team/]name[:tag]
+	Name   string   `json:"name,omitempty"`
+	Tags   []string `json:"tags,omitempty"`
+	TeamID *string  `json:"teamID,omitempty"`
+}
+
+// NewTemplateV2 defines model for NewTemplateV2.
+type NewTemplateV2 struct {
+	Alias    string  `json:"alias"`
+	CpuCount *int32  `json:"cpuCount,omitempty"`
+	MemoryMB *int64  `json:"memoryMB,omitempty"`
+	TeamID   *string `json:"teamID,omitempty"`
+}
+
 // Opaque A member that is recognised and refused.
 type Opaque = json.RawMessage
 
@@ -271,9 +325,40 @@ type Pause struct {
 	Memory *bool `json:"memory,omitempty"`
 }
 
+// Recipe defines model for Recipe.
+type Recipe struct {
+	Force     bool   `json:"force,omitempty"`
+	FromImage string `json:"fromImage,omitempty"`
+
+	// FromImageRegistry registry: username and password. gcp: serviceAccountJson. aws is refused.
+	FromImageRegistry *ImageRegistry `json:"fromImageRegistry,omitempty"`
+	FromTemplate      string         `json:"fromTemplate,omitempty"`
+	ReadyCmd          string         `json:"readyCmd,omitempty"`
+	StartCmd          string         `json:"startCmd,omitempty"`
+	Steps             []RecipeStep   `json:"steps,omitempty"`
+}
+
+// RecipeStep defines model for RecipeStep.
+type RecipeStep struct {
+	Args      []string `json:"args,omitempty"`
+	FilesHash string   `json:"filesHash,omitempty"`
+	Force     bool     `json:"force,omitempty"`
+	Type      string   `json:"type"`
+}
+
 // Refresh defines model for Refresh.
 type Refresh struct {
 	Duration *int32 `json:"duration,omitempty"`
+}
+
+// RegisteredBuild defines model for RegisteredBuild.
+type RegisteredBuild struct {
+	Aliases    []string `json:"aliases"`
+	BuildID    string   `json:"buildID"`
+	Names      []string `json:"names"`
+	Public     bool     `json:"public"`
+	Tags       []string `json:"tags"`
+	TemplateID string   `json:"templateID"`
 }
 
 // Resume defines model for Resume.
@@ -408,6 +493,26 @@ type TemplateAlias struct {
 	TemplateID string `json:"templateID"`
 }
 
+// TemplateBuildInfo defines model for TemplateBuildInfo.
+type TemplateBuildInfo struct {
+	BuildID    string          `json:"buildID"`
+	LogEntries []BuildLogEntry `json:"logEntries"`
+	Logs       []string        `json:"logs"`
+	Reason     *BuildReason    `json:"reason,omitempty"`
+
+	// Status waiting, building, ready or error
+	Status     string `json:"status"`
+	TemplateID string `json:"templateID"`
+}
+
+// TemplateFiles defines model for TemplateFiles.
+type TemplateFiles struct {
+	Present bool `json:"present"`
+
+	// Url PUT a tar archive here, gzipped or not, with its length.
+	Url *string `json:"url,omitempty"`
+}
+
 // TemplateWithBuilds defines model for TemplateWithBuilds.
 type TemplateWithBuilds struct {
 	Aliases       []string   `json:"aliases"`
@@ -433,6 +538,20 @@ type UpdateNetwork struct {
 	// Rules A member that is recognised and refused.
 	Rules Opaque `json:"rules,omitempty"`
 }
+
+// UpdateTemplate defines model for UpdateTemplate.
+type UpdateTemplate struct {
+	Public *bool `json:"public,omitempty"`
+}
+
+// BuildID defines model for BuildID.
+type BuildID = string
+
+// BuildLogLevel defines model for BuildLogLevel.
+type BuildLogLevel = string
+
+// BuildLogLimit defines model for BuildLogLimit.
+type BuildLogLimit = int32
 
 // End defines model for End.
 type End = int64
@@ -535,6 +654,52 @@ type ListTemplatesV1Params struct {
 	TeamID *TeamID `form:"teamID,omitempty" json:"teamID,omitempty"`
 }
 
+// RemoveTemplateTagsJSONBody defines parameters for RemoveTemplateTags.
+type RemoveTemplateTagsJSONBody struct {
+	Name string   `json:"name"`
+	Tags []string `json:"tags"`
+}
+
+// AssignTemplateTagsJSONBody defines parameters for AssignTemplateTags.
+type AssignTemplateTagsJSONBody struct {
+	Tags   []string `json:"tags"`
+	Target string   `json:"target"`
+}
+
+// GetTemplateParams defines parameters for GetTemplate.
+type GetTemplateParams struct {
+	Limit     *int32  `form:"limit,omitempty" json:"limit,omitempty"`
+	NextToken *string `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
+// GetTemplateBuildLogsParams defines parameters for GetTemplateBuildLogs.
+type GetTemplateBuildLogsParams struct {
+	// Cursor Unix milliseconds, inclusive, at which the page begins.
+	Cursor *int64 `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit 0 to 100; 100 by default.
+	Limit     *BuildLogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+	Direction *string        `form:"direction,omitempty" json:"direction,omitempty"`
+
+	// Level The least level, of debug, info, warn and error.
+	Level *BuildLogLevel `form:"level,omitempty" json:"level,omitempty"`
+
+	// Source temporary or persistent; both are the same here.
+	Source *string `form:"source,omitempty" json:"source,omitempty"`
+}
+
+// GetTemplateBuildStatusParams defines parameters for GetTemplateBuildStatus.
+type GetTemplateBuildStatusParams struct {
+	// LogsOffset Lines to leave out, of those that have the level.
+	LogsOffset *int64 `form:"logsOffset,omitempty" json:"logsOffset,omitempty"`
+
+	// Limit 0 to 100; 100 by default.
+	Limit *BuildLogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Level The least level, of debug, info, warn and error.
+	Level *BuildLogLevel `form:"level,omitempty" json:"level,omitempty"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// Metadata Pairs key=value joined by &, keys and values percent-encoded, and the whole encoded again.
@@ -627,11 +792,36 @@ type CreateSnapshotJSONRequestBody = NewSnapshot
 // SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
 type SetTimeoutJSONRequestBody = SetTimeout
 
+// RemoveTemplateTagsJSONRequestBody defines body for RemoveTemplateTags for application/json ContentType.
+type RemoveTemplateTagsJSONRequestBody RemoveTemplateTagsJSONBody
+
+// AssignTemplateTagsJSONRequestBody defines body for AssignTemplateTags for application/json ContentType.
+type AssignTemplateTagsJSONRequestBody AssignTemplateTagsJSONBody
+
+// UpdateTemplateV1JSONRequestBody defines body for UpdateTemplateV1 for application/json ContentType.
+//
+// Deprecated: this type has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+type UpdateTemplateV1JSONRequestBody = UpdateTemplate
+
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = NewSandbox
 
 // ConnectSandboxJSONRequestBody defines body for ConnectSandbox for application/json ContentType.
 type ConnectSandboxJSONRequestBody = Connect
+
+// CreateTemplateV2JSONRequestBody defines body for CreateTemplateV2 for application/json ContentType.
+//
+// Deprecated: this type has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+type CreateTemplateV2JSONRequestBody = NewTemplateV2
+
+// UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
+type UpdateTemplateJSONRequestBody = UpdateTemplate
+
+// StartTemplateBuildJSONRequestBody defines body for StartTemplateBuild for application/json ContentType.
+type StartTemplateBuildJSONRequestBody = Recipe
+
+// CreateTemplateJSONRequestBody defines body for CreateTemplate for application/json ContentType.
+type CreateTemplateJSONRequestBody = NewTemplate
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -708,12 +898,32 @@ type ServerInterface interface {
 	// GetTemplateAlias Whether a template of this name exists; 403 when it is another team's.
 	// (GET /templates/aliases/{alias})
 	GetTemplateAlias(w http.ResponseWriter, r *http.Request, alias string)
+	// RemoveTemplateTags Take tags away, all or none of them. default stays.
+	// (DELETE /templates/tags)
+	RemoveTemplateTags(w http.ResponseWriter, r *http.Request)
+	// AssignTemplateTags Give the build that a name and tag mean more tags.
+	// (POST /templates/tags)
+	AssignTemplateTags(w http.ResponseWriter, r *http.Request)
 	// DeleteTemplate Delete a template or snapshot by id or name; 400 while sandboxes are based on it. With a tag, a snapshot that has others loses only that.
 	// (DELETE /templates/{id})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID)
-	// GetTemplate A template and its builds.
+	// GetTemplate A template and a page of its builds, newest first.
 	// (GET /templates/{id})
-	GetTemplate(w http.ResponseWriter, r *http.Request, id ID)
+	GetTemplate(w http.ResponseWriter, r *http.Request, id ID, params GetTemplateParams)
+	// UpdateTemplateV1 Make a template public or private.
+	// (PATCH /templates/{id})
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	UpdateTemplateV1(w http.ResponseWriter, r *http.Request, id ID)
+	// GetTemplateBuildLogs A page of a build's log.
+	// (GET /templates/{id}/builds/{build}/logs)
+	GetTemplateBuildLogs(w http.ResponseWriter, r *http.Request, id ID, build BuildID, params GetTemplateBuildLogsParams)
+	// GetTemplateBuildStatus The state of a build, and a page of its log.
+	// (GET /templates/{id}/builds/{build}/status)
+	GetTemplateBuildStatus(w http.ResponseWriter, r *http.Request, id ID, build BuildID, params GetTemplateBuildStatusParams)
+	// GetTemplateFiles Whether the files of a COPY are there, and a link to upload them, which can be used once.
+	// (GET /templates/{id}/files/{hash})
+	GetTemplateFiles(w http.ResponseWriter, r *http.Request, id ID, hash string)
 	// ListSandboxes One page of sandboxes, ordered by start time, ties by id.
 	// (GET /v2/sandboxes)
 	ListSandboxes(w http.ResponseWriter, r *http.Request, params ListSandboxesParams)
@@ -729,6 +939,20 @@ type ServerInterface interface {
 	// ListTemplates One page of the team's templates.
 	// (GET /v2/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request, params ListTemplatesParams)
+	// CreateTemplateV2 Register a build under an alias; v3 without names and tags.
+	// (POST /v2/templates)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	CreateTemplateV2(w http.ResponseWriter, r *http.Request)
+	// UpdateTemplate Make a template public or private.
+	// (PATCH /v2/templates/{id})
+	UpdateTemplate(w http.ResponseWriter, r *http.Request, id ID)
+	// StartTemplateBuild Give a waiting build its recipe.
+	// (POST /v2/templates/{id}/builds/{build})
+	StartTemplateBuild(w http.ResponseWriter, r *http.Request, id ID, build BuildID)
+	// CreateTemplate Register a build, in state waiting, of the team's template of a name, which is made if there is none.
+	// (POST /v3/templates)
+	CreateTemplate(w http.ResponseWriter, r *http.Request)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -1509,6 +1733,34 @@ func (siw *ServerInterfaceWrapper) GetTemplateAlias(w http.ResponseWriter, r *ht
 	handler.ServeHTTP(w, r)
 }
 
+// RemoveTemplateTags operation middleware
+func (siw *ServerInterfaceWrapper) RemoveTemplateTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveTemplateTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AssignTemplateTags operation middleware
+func (siw *ServerInterfaceWrapper) AssignTemplateTags(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AssignTemplateTags(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // DeleteTemplate operation middleware
 func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http.Request) {
 
@@ -1550,8 +1802,278 @@ func (siw *ServerInterfaceWrapper) GetTemplate(w http.ResponseWriter, r *http.Re
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTemplateParams
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "nextToken" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "nextToken", r.URL.Query(), &params.NextToken, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "nextToken"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "nextToken", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetTemplate(w, r, id)
+		siw.Handler.GetTemplate(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateTemplateV1 operation middleware
+func (siw *ServerInterfaceWrapper) UpdateTemplateV1(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateTemplateV1(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTemplateBuildLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateBuildLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "build" -------------
+	var build BuildID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "build", r.PathValue("build"), &build, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "build", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTemplateBuildLogsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "direction" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "direction", r.URL.Query(), &params.Direction, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "direction"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "direction", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", r.URL.Query(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "level"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "level", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "source" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "source", r.URL.Query(), &params.Source, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "source"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "source", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateBuildLogs(w, r, id, build, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTemplateBuildStatus operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateBuildStatus(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "build" -------------
+	var build BuildID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "build", r.PathValue("build"), &build, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "build", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTemplateBuildStatusParams
+
+	// ------------- Optional query parameter "logsOffset" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "logsOffset", r.URL.Query(), &params.LogsOffset, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "logsOffset"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "logsOffset", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", r.URL.Query(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "level"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "level", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateBuildStatus(w, r, id, build, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTemplateFiles operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "hash" -------------
+	var hash string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "hash", r.PathValue("hash"), &hash, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hash", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateFiles(w, r, id, hash)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1892,6 +2414,95 @@ func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// CreateTemplateV2 operation middleware
+func (siw *ServerInterfaceWrapper) CreateTemplateV2(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateTemplateV2(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateTemplate operation middleware
+func (siw *ServerInterfaceWrapper) UpdateTemplate(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateTemplate(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// StartTemplateBuild operation middleware
+func (siw *ServerInterfaceWrapper) StartTemplateBuild(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "build" -------------
+	var build BuildID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "build", r.PathValue("build"), &build, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "build", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.StartTemplateBuild(w, r, id, build)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateTemplate operation middleware
+func (siw *ServerInterfaceWrapper) CreateTemplate(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateTemplate(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -2036,8 +2647,18 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams/{id}/metrics/max", wrapper.GetTeamMetricsMax)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplatesV1)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v2/templates", wrapper.ListTemplates)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v2/templates", wrapper.CreateTemplateV2)
+	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/v2/templates/{id}", wrapper.UpdateTemplate)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v3/templates", wrapper.CreateTemplate)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v2/templates/{id}/builds/{build}", wrapper.StartTemplateBuild)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/builds/{build}/status", wrapper.GetTemplateBuildStatus)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/builds/{build}/logs", wrapper.GetTemplateBuildLogs)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/files/{hash}", wrapper.GetTemplateFiles)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/tags", wrapper.RemoveTemplateTags)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/tags", wrapper.AssignTemplateTags)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}", wrapper.GetTemplate)
+	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/templates/{id}", wrapper.UpdateTemplateV1)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/aliases/{alias}", wrapper.GetTemplateAlias)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/teams", wrapper.ListTeams)
 
@@ -2874,6 +3495,81 @@ func (response GetTemplateAliasdefaultJSONResponse) VisitGetTemplateAliasRespons
 	return err
 }
 
+type RemoveTemplateTagsRequestObject struct {
+	Body *RemoveTemplateTagsJSONRequestBody
+}
+
+type RemoveTemplateTagsResponseObject interface {
+	VisitRemoveTemplateTagsResponse(w http.ResponseWriter) error
+}
+
+type RemoveTemplateTags204Response struct {
+}
+
+func (response RemoveTemplateTags204Response) VisitRemoveTemplateTagsResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RemoveTemplateTagsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RemoveTemplateTagsdefaultJSONResponse) VisitRemoveTemplateTagsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AssignTemplateTagsRequestObject struct {
+	Body *AssignTemplateTagsJSONRequestBody
+}
+
+type AssignTemplateTagsResponseObject interface {
+	VisitAssignTemplateTagsResponse(w http.ResponseWriter) error
+}
+
+type AssignTemplateTags201JSONResponse struct {
+	BuildID string   `json:"buildID"`
+	Tags    []string `json:"tags"`
+}
+
+func (response AssignTemplateTags201JSONResponse) VisitAssignTemplateTagsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AssignTemplateTagsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response AssignTemplateTagsdefaultJSONResponse) VisitAssignTemplateTagsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteTemplateRequestObject struct {
 	Id ID `json:"id"`
 }
@@ -2908,22 +3604,33 @@ func (response DeleteTemplatedefaultJSONResponse) VisitDeleteTemplateResponse(w 
 }
 
 type GetTemplateRequestObject struct {
-	Id ID `json:"id"`
+	Id     ID `json:"id"`
+	Params GetTemplateParams
 }
 
 type GetTemplateResponseObject interface {
 	VisitGetTemplateResponse(w http.ResponseWriter) error
 }
 
-type GetTemplate200JSONResponse TemplateWithBuilds
+type GetTemplate200ResponseHeaders struct {
+	XNextToken *string
+}
+
+type GetTemplate200JSONResponse struct {
+	Body    TemplateWithBuilds
+	Headers GetTemplate200ResponseHeaders
+}
 
 func (response GetTemplate200JSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XNextToken != nil {
+		w.Header().Set("X-Next-Token", fmt.Sprint(*response.Headers.XNextToken))
+	}
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2935,6 +3642,170 @@ type GetTemplatedefaultJSONResponse struct {
 }
 
 func (response GetTemplatedefaultJSONResponse) VisitGetTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTemplateV1RequestObject struct {
+	Id   ID `json:"id"`
+	Body *UpdateTemplateV1JSONRequestBody
+}
+
+type UpdateTemplateV1ResponseObject interface {
+	VisitUpdateTemplateV1Response(w http.ResponseWriter) error
+}
+
+type UpdateTemplateV1200JSONResponse map[string]interface{}
+
+func (response UpdateTemplateV1200JSONResponse) VisitUpdateTemplateV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTemplateV1defaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response UpdateTemplateV1defaultJSONResponse) VisitUpdateTemplateV1Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateBuildLogsRequestObject struct {
+	Id     ID      `json:"id"`
+	Build  BuildID `json:"build"`
+	Params GetTemplateBuildLogsParams
+}
+
+type GetTemplateBuildLogsResponseObject interface {
+	VisitGetTemplateBuildLogsResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateBuildLogs200JSONResponse struct {
+	Logs []BuildLogEntry `json:"logs"`
+}
+
+func (response GetTemplateBuildLogs200JSONResponse) VisitGetTemplateBuildLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateBuildLogsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTemplateBuildLogsdefaultJSONResponse) VisitGetTemplateBuildLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateBuildStatusRequestObject struct {
+	Id     ID      `json:"id"`
+	Build  BuildID `json:"build"`
+	Params GetTemplateBuildStatusParams
+}
+
+type GetTemplateBuildStatusResponseObject interface {
+	VisitGetTemplateBuildStatusResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateBuildStatus200JSONResponse TemplateBuildInfo
+
+func (response GetTemplateBuildStatus200JSONResponse) VisitGetTemplateBuildStatusResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateBuildStatusdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTemplateBuildStatusdefaultJSONResponse) VisitGetTemplateBuildStatusResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateFilesRequestObject struct {
+	Id   ID     `json:"id"`
+	Hash string `json:"hash"`
+}
+
+type GetTemplateFilesResponseObject interface {
+	VisitGetTemplateFilesResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateFiles201JSONResponse TemplateFiles
+
+func (response GetTemplateFiles201JSONResponse) VisitGetTemplateFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateFilesdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTemplateFilesdefaultJSONResponse) VisitGetTemplateFilesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3182,6 +4053,161 @@ func (response ListTemplatesdefaultJSONResponse) VisitListTemplatesResponse(w ht
 	return err
 }
 
+type CreateTemplateV2RequestObject struct {
+	Body *CreateTemplateV2JSONRequestBody
+}
+
+type CreateTemplateV2ResponseObject interface {
+	VisitCreateTemplateV2Response(w http.ResponseWriter) error
+}
+
+type CreateTemplateV2202JSONResponse Template
+
+func (response CreateTemplateV2202JSONResponse) VisitCreateTemplateV2Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTemplateV2defaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateTemplateV2defaultJSONResponse) VisitCreateTemplateV2Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTemplateRequestObject struct {
+	Id   ID `json:"id"`
+	Body *UpdateTemplateJSONRequestBody
+}
+
+type UpdateTemplateResponseObject interface {
+	VisitUpdateTemplateResponse(w http.ResponseWriter) error
+}
+
+type UpdateTemplate200JSONResponse struct {
+	Names []string `json:"names"`
+}
+
+func (response UpdateTemplate200JSONResponse) VisitUpdateTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTemplatedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response UpdateTemplatedefaultJSONResponse) VisitUpdateTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartTemplateBuildRequestObject struct {
+	Id    ID      `json:"id"`
+	Build BuildID `json:"build"`
+	Body  *StartTemplateBuildJSONRequestBody
+}
+
+type StartTemplateBuildResponseObject interface {
+	VisitStartTemplateBuildResponse(w http.ResponseWriter) error
+}
+
+type StartTemplateBuild202Response struct {
+}
+
+func (response StartTemplateBuild202Response) VisitStartTemplateBuildResponse(w http.ResponseWriter) error {
+	w.WriteHeader(202)
+	return nil
+}
+
+type StartTemplateBuilddefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response StartTemplateBuilddefaultJSONResponse) VisitStartTemplateBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTemplateRequestObject struct {
+	Body *CreateTemplateJSONRequestBody
+}
+
+type CreateTemplateResponseObject interface {
+	VisitCreateTemplateResponse(w http.ResponseWriter) error
+}
+
+type CreateTemplate202JSONResponse RegisteredBuild
+
+func (response CreateTemplate202JSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTemplatedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateTemplatedefaultJSONResponse) VisitCreateTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListSandboxesV1 All running sandboxes of the team, newest first, in one answer.
@@ -3257,12 +4283,32 @@ type StrictServerInterface interface {
 	// GetTemplateAlias Whether a template of this name exists; 403 when it is another team's.
 	// (GET /templates/aliases/{alias})
 	GetTemplateAlias(ctx context.Context, request GetTemplateAliasRequestObject) (GetTemplateAliasResponseObject, error)
+	// RemoveTemplateTags Take tags away, all or none of them. default stays.
+	// (DELETE /templates/tags)
+	RemoveTemplateTags(ctx context.Context, request RemoveTemplateTagsRequestObject) (RemoveTemplateTagsResponseObject, error)
+	// AssignTemplateTags Give the build that a name and tag mean more tags.
+	// (POST /templates/tags)
+	AssignTemplateTags(ctx context.Context, request AssignTemplateTagsRequestObject) (AssignTemplateTagsResponseObject, error)
 	// DeleteTemplate Delete a template or snapshot by id or name; 400 while sandboxes are based on it. With a tag, a snapshot that has others loses only that.
 	// (DELETE /templates/{id})
 	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (DeleteTemplateResponseObject, error)
-	// GetTemplate A template and its builds.
+	// GetTemplate A template and a page of its builds, newest first.
 	// (GET /templates/{id})
 	GetTemplate(ctx context.Context, request GetTemplateRequestObject) (GetTemplateResponseObject, error)
+	// UpdateTemplateV1 Make a template public or private.
+	// (PATCH /templates/{id})
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	UpdateTemplateV1(ctx context.Context, request UpdateTemplateV1RequestObject) (UpdateTemplateV1ResponseObject, error)
+	// GetTemplateBuildLogs A page of a build's log.
+	// (GET /templates/{id}/builds/{build}/logs)
+	GetTemplateBuildLogs(ctx context.Context, request GetTemplateBuildLogsRequestObject) (GetTemplateBuildLogsResponseObject, error)
+	// GetTemplateBuildStatus The state of a build, and a page of its log.
+	// (GET /templates/{id}/builds/{build}/status)
+	GetTemplateBuildStatus(ctx context.Context, request GetTemplateBuildStatusRequestObject) (GetTemplateBuildStatusResponseObject, error)
+	// GetTemplateFiles Whether the files of a COPY are there, and a link to upload them, which can be used once.
+	// (GET /templates/{id}/files/{hash})
+	GetTemplateFiles(ctx context.Context, request GetTemplateFilesRequestObject) (GetTemplateFilesResponseObject, error)
 	// ListSandboxes One page of sandboxes, ordered by start time, ties by id.
 	// (GET /v2/sandboxes)
 	ListSandboxes(ctx context.Context, request ListSandboxesRequestObject) (ListSandboxesResponseObject, error)
@@ -3278,6 +4324,20 @@ type StrictServerInterface interface {
 	// ListTemplates One page of the team's templates.
 	// (GET /v2/templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
+	// CreateTemplateV2 Register a build under an alias; v3 without names and tags.
+	// (POST /v2/templates)
+	//
+	// Deprecated: this operation has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	CreateTemplateV2(ctx context.Context, request CreateTemplateV2RequestObject) (CreateTemplateV2ResponseObject, error)
+	// UpdateTemplate Make a template public or private.
+	// (PATCH /v2/templates/{id})
+	UpdateTemplate(ctx context.Context, request UpdateTemplateRequestObject) (UpdateTemplateResponseObject, error)
+	// StartTemplateBuild Give a waiting build its recipe.
+	// (POST /v2/templates/{id}/builds/{build})
+	StartTemplateBuild(ctx context.Context, request StartTemplateBuildRequestObject) (StartTemplateBuildResponseObject, error)
+	// CreateTemplate Register a build, in state waiting, of the team's template of a name, which is made if there is none.
+	// (POST /v3/templates)
+	CreateTemplate(ctx context.Context, request CreateTemplateRequestObject) (CreateTemplateResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -3949,6 +5009,68 @@ func (sh *strictHandler) GetTemplateAlias(w http.ResponseWriter, r *http.Request
 	}
 }
 
+// RemoveTemplateTags operation middleware
+func (sh *strictHandler) RemoveTemplateTags(w http.ResponseWriter, r *http.Request) {
+	var request RemoveTemplateTagsRequestObject
+
+	var body RemoveTemplateTagsJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RemoveTemplateTags(ctx, request.(RemoveTemplateTagsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemoveTemplateTags")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RemoveTemplateTagsResponseObject); ok {
+		if err := validResponse.VisitRemoveTemplateTagsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AssignTemplateTags operation middleware
+func (sh *strictHandler) AssignTemplateTags(w http.ResponseWriter, r *http.Request) {
+	var request AssignTemplateTagsRequestObject
+
+	var body AssignTemplateTagsJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.AssignTemplateTags(ctx, request.(AssignTemplateTagsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AssignTemplateTags")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(AssignTemplateTagsResponseObject); ok {
+		if err := validResponse.VisitAssignTemplateTagsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // DeleteTemplate operation middleware
 func (sh *strictHandler) DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID) {
 	var request DeleteTemplateRequestObject
@@ -3976,10 +5098,11 @@ func (sh *strictHandler) DeleteTemplate(w http.ResponseWriter, r *http.Request, 
 }
 
 // GetTemplate operation middleware
-func (sh *strictHandler) GetTemplate(w http.ResponseWriter, r *http.Request, id ID) {
+func (sh *strictHandler) GetTemplate(w http.ResponseWriter, r *http.Request, id ID, params GetTemplateParams) {
 	var request GetTemplateRequestObject
 
 	request.Id = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetTemplate(ctx, request.(GetTemplateRequestObject))
@@ -3994,6 +5117,122 @@ func (sh *strictHandler) GetTemplate(w http.ResponseWriter, r *http.Request, id 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetTemplateResponseObject); ok {
 		if err := validResponse.VisitGetTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UpdateTemplateV1 operation middleware
+func (sh *strictHandler) UpdateTemplateV1(w http.ResponseWriter, r *http.Request, id ID) {
+	var request UpdateTemplateV1RequestObject
+
+	request.Id = id
+
+	var body UpdateTemplateV1JSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateTemplateV1(ctx, request.(UpdateTemplateV1RequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateTemplateV1")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UpdateTemplateV1ResponseObject); ok {
+		if err := validResponse.VisitUpdateTemplateV1Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateBuildLogs operation middleware
+func (sh *strictHandler) GetTemplateBuildLogs(w http.ResponseWriter, r *http.Request, id ID, build BuildID, params GetTemplateBuildLogsParams) {
+	var request GetTemplateBuildLogsRequestObject
+
+	request.Id = id
+	request.Build = build
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateBuildLogs(ctx, request.(GetTemplateBuildLogsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateBuildLogs")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateBuildLogsResponseObject); ok {
+		if err := validResponse.VisitGetTemplateBuildLogsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateBuildStatus operation middleware
+func (sh *strictHandler) GetTemplateBuildStatus(w http.ResponseWriter, r *http.Request, id ID, build BuildID, params GetTemplateBuildStatusParams) {
+	var request GetTemplateBuildStatusRequestObject
+
+	request.Id = id
+	request.Build = build
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateBuildStatus(ctx, request.(GetTemplateBuildStatusRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateBuildStatus")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateBuildStatusResponseObject); ok {
+		if err := validResponse.VisitGetTemplateBuildStatusResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateFiles operation middleware
+func (sh *strictHandler) GetTemplateFiles(w http.ResponseWriter, r *http.Request, id ID, hash string) {
+	var request GetTemplateFilesRequestObject
+
+	request.Id = id
+	request.Hash = hash
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateFiles(ctx, request.(GetTemplateFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateFiles")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateFilesResponseObject); ok {
+		if err := validResponse.VisitGetTemplateFilesResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -4142,6 +5381,135 @@ func (sh *strictHandler) ListTemplates(w http.ResponseWriter, r *http.Request, p
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListTemplatesResponseObject); ok {
 		if err := validResponse.VisitListTemplatesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateTemplateV2 operation middleware
+func (sh *strictHandler) CreateTemplateV2(w http.ResponseWriter, r *http.Request) {
+	var request CreateTemplateV2RequestObject
+
+	var body CreateTemplateV2JSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateTemplateV2(ctx, request.(CreateTemplateV2RequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateTemplateV2")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateTemplateV2ResponseObject); ok {
+		if err := validResponse.VisitCreateTemplateV2Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UpdateTemplate operation middleware
+func (sh *strictHandler) UpdateTemplate(w http.ResponseWriter, r *http.Request, id ID) {
+	var request UpdateTemplateRequestObject
+
+	request.Id = id
+
+	var body UpdateTemplateJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateTemplate(ctx, request.(UpdateTemplateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateTemplate")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UpdateTemplateResponseObject); ok {
+		if err := validResponse.VisitUpdateTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// StartTemplateBuild operation middleware
+func (sh *strictHandler) StartTemplateBuild(w http.ResponseWriter, r *http.Request, id ID, build BuildID) {
+	var request StartTemplateBuildRequestObject
+
+	request.Id = id
+	request.Build = build
+
+	var body StartTemplateBuildJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.StartTemplateBuild(ctx, request.(StartTemplateBuildRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartTemplateBuild")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(StartTemplateBuildResponseObject); ok {
+		if err := validResponse.VisitStartTemplateBuildResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateTemplate operation middleware
+func (sh *strictHandler) CreateTemplate(w http.ResponseWriter, r *http.Request) {
+	var request CreateTemplateRequestObject
+
+	var body CreateTemplateJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateTemplate(ctx, request.(CreateTemplateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateTemplate")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateTemplateResponseObject); ok {
+		if err := validResponse.VisitCreateTemplateResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1292,6 +1292,9 @@ type ServerInterface interface {
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID)
+	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
+	// (POST /templates/{id}/builds/{build}/cancel)
+	CancelBuild(w http.ResponseWriter, r *http.Request, id ID, build string)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
@@ -2288,6 +2291,41 @@ func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// CancelBuild operation middleware
+func (siw *ServerInterfaceWrapper) CancelBuild(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "build" -------------
+	var build string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "build", r.PathValue("build"), &build, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "build", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CancelBuild(w, r, id, build)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetUsage operation middleware
 func (siw *ServerInterfaceWrapper) GetUsage(w http.ResponseWriter, r *http.Request) {
 
@@ -2496,6 +2534,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/keys/{id}", wrapper.DeleteKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/{id}/builds/{build}/cancel", wrapper.CancelBuild)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/budget", wrapper.PutBudget)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/usage", wrapper.GetUsage)
@@ -3868,6 +3907,40 @@ func (response DeleteTemplatedefaultJSONResponse) VisitDeleteTemplateResponse(w 
 	return err
 }
 
+type CancelBuildRequestObject struct {
+	Id    ID     `json:"id"`
+	Build string `json:"build"`
+}
+
+type CancelBuildResponseObject interface {
+	VisitCancelBuildResponse(w http.ResponseWriter) error
+}
+
+type CancelBuild202Response struct {
+}
+
+func (response CancelBuild202Response) VisitCancelBuildResponse(w http.ResponseWriter) error {
+	w.WriteHeader(202)
+	return nil
+}
+
+type CancelBuilddefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CancelBuilddefaultJSONResponse) VisitCancelBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetUsageRequestObject struct {
 	Params GetUsageParams
 }
@@ -4002,6 +4075,9 @@ type StrictServerInterface interface {
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (DeleteTemplateResponseObject, error)
+	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
+	// (POST /templates/{id}/builds/{build}/cancel)
+	CancelBuild(ctx context.Context, request CancelBuildRequestObject) (CancelBuildResponseObject, error)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
@@ -4927,6 +5003,33 @@ func (sh *strictHandler) DeleteTemplate(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(DeleteTemplateResponseObject); ok {
 		if err := validResponse.VisitDeleteTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CancelBuild operation middleware
+func (sh *strictHandler) CancelBuild(w http.ResponseWriter, r *http.Request, id ID, build string) {
+	var request CancelBuildRequestObject
+
+	request.Id = id
+	request.Build = build
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CancelBuild(ctx, request.(CancelBuildRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CancelBuild")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CancelBuildResponseObject); ok {
+		if err := validResponse.VisitCancelBuildResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -45,14 +45,17 @@ SELECT name FROM template_names WHERE template_id = $1 ORDER BY position;
 -- name: PutBuild :exec
 INSERT INTO builds (
     id, template_id, status, reason, source, rootfs_digest, rootfs, resources,
-    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id
-) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    default_user, workdir, env, created_at, finished_at, artifact, sealed, sandbox_id,
+    tags, start_cmd, ready_cmd, failed_step
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, source = excluded.source,
     rootfs_digest = excluded.rootfs_digest, rootfs = excluded.rootfs,
     resources = excluded.resources, default_user = excluded.default_user,
     workdir = excluded.workdir, env = excluded.env, finished_at = excluded.finished_at,
-    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id;
+    artifact = excluded.artifact, sealed = excluded.sealed, sandbox_id = excluded.sandbox_id,
+    tags = excluded.tags, start_cmd = excluded.start_cmd, ready_cmd = excluded.ready_cmd,
+    failed_step = excluded.failed_step;
 
 -- name: GetBuild :one
 SELECT * FROM builds WHERE id = $1;

@@ -1,0 +1,184 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/internal/apierr"
+	"github.com/caisson-dev/caisson/template"
+)
+
+// run carries one build out and records its end, unless ctx ends: then the
+// build stays as it is, for the next server.
+func (q *Queue) run(ctx context.Context, j *job) {
+	log := q.deps.Log.With(slog.String("build", string(j.Build)), slog.String("template", string(j.Template)))
+	b, err := q.deps.Records.GetBuild(ctx, j.Build)
+	if err != nil {
+		if !errdefs.IsNotFound(err) && ctx.Err() == nil { // with its template
+			log.ErrorContext(ctx, "build cannot be read; the next start of the server begins it again", slog.Any("error", err))
+		}
+		return
+	}
+	bctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	q.mu.Lock()
+	j.cancel = cancel
+	if j.ended != nil {
+		cancel(j.ended)
+	}
+	q.mu.Unlock()
+	bctx, stop := context.WithTimeoutCause(bctx, q.cfg.Timeout,
+		fmt.Errorf("the build took longer than %s: %w", q.cfg.Timeout, errdefs.ErrAborted))
+	defer stop()
+
+	began := time.Now()
+	after := context.WithoutCancel(ctx)
+	w, err := newJournal(after, q.deps.Store, j.Build, log)
+	if err != nil {
+		log.ErrorContext(ctx, "log of a build cannot be read; the next start of the server begins it again", slog.Any("error", err))
+		return
+	}
+	a, err := q.execute(bctx, j, b, w)
+	if cause := context.Cause(bctx); err != nil && cause != nil {
+		log.DebugContext(ctx, "build was ended", slog.Any("error", err))
+		if step, ok := errors.AsType[*template.StepError](err); ok {
+			cause = &template.StepError{Step: step.Step, Err: cause}
+		}
+		err = cause
+	}
+	if err != nil && ctx.Err() != nil {
+		w.line(template.Warn, "", errStopping.Error()+"; the build begins again with the next one")
+		w.close()
+		return
+	}
+	if err == nil {
+		err = q.sync(after, a)
+	}
+	b.FinishedAt = now()
+	if err == nil {
+		b.Status = template.Ready
+		b.Rootfs, b.User, b.Workdir, b.Env, b.Artifact = a.Rootfs, a.User, a.Workdir, a.Env, a.Memory
+	} else {
+		b.Status = template.Failed
+		b.Step, b.Reason = blame(err), w.redact(reason(err, string(j.Build)))
+		w.line(template.Error, b.Step, b.Reason)
+	}
+	// Whoever sees the end must find every line.
+	w.close()
+	fctx, done := context.WithTimeout(after, finishTimeout)
+	defer done()
+	ferr := q.deps.Store.FinishBuild(fctx, b, "system")
+	switch {
+	case errdefs.IsNotFound(ferr):
+		log.InfoContext(ctx, "template was deleted while it was built")
+	case ferr != nil:
+		log.ErrorContext(ctx, "end of a build cannot be recorded; the next start of the server begins it again", slog.Any("error", ferr))
+	case err != nil:
+		log.WarnContext(ctx, "build failed", slog.String("step", b.Step), slog.String("reason", b.Reason), slog.Duration("took", time.Since(began)))
+	default:
+		log.InfoContext(ctx, "build finished", slog.Duration("took", time.Since(began)), slog.String("rootfs", b.Rootfs.Digest))
+	}
+}
+
+func (q *Queue) sync(ctx context.Context, a template.Artifacts) error {
+	if a.Memory == nil || q.deps.Vault == nil {
+		return nil
+	}
+	if err := q.deps.Vault.Sync(ctx, a.Memory.ID); err != nil {
+		return &template.StepError{Step: -1, Err: fmt.Errorf("keep the memory of the build: %w", err)}
+	}
+	return nil
+}
+
+// execute resolves the recipe of a build and has it carried out.
+func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journal) (a template.Artifacts, err error) {
+	if err := context.Cause(ctx); err != nil {
+		return a, err
+	}
+	if j.Attempts >= maxAttempts {
+		return a, fmt.Errorf("the server ended %d times while it was being built: %w", j.Attempts, errdefs.ErrAborted)
+	}
+	if j.Attempts > 0 {
+		w.line(template.Warn, "", "the server was restarted; the build begins again")
+	}
+	if err := q.deps.Store.AttemptBuild(ctx, j.Build); err != nil {
+		return a, err
+	}
+	k, err := q.unseal(j.Pending)
+	if err != nil {
+		return a, err
+	}
+	w.keep(k.Password)
+	w.steps = len(k.Steps)
+	p := template.Plan{
+		Build: b.ID, Team: j.Team, Image: template.ImageSource{Ref: k.Image, Username: k.Username, Password: k.Password},
+		Start: k.Start, Ready: k.Ready, Resources: b.Resources, Force: k.Force,
+		Files: func(_ context.Context, hash string) (io.ReadCloser, error) { return q.deps.Files.Open(j.Team, hash) },
+	}
+	if k.Base != "" {
+		base, err := q.deps.Catalog.Build(ctx, k.Base)
+		if err != nil {
+			return a, &template.StepError{Err: fmt.Errorf("the template that it stands on: %w", err)}
+		}
+		p.Base = &base
+	}
+	for i, s := range k.Steps {
+		if s, err = prepare(s); err == nil && s.Type == "COPY" {
+			err = q.uploaded(j, s)
+		}
+		if err != nil {
+			return a, &template.StepError{Step: i + 1, Err: err}
+		}
+		p.Steps = append(p.Steps, s)
+	}
+	return q.deps.Executor.Execute(ctx, p, w.write)
+}
+
+// uploaded says whether the files of a COPY are there.
+func (q *Queue) uploaded(j *job, s template.Step) error {
+	ok, err := q.deps.Files.Has(j.Team, s.FilesHash)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("the files of COPY %.200s %.200s (hash %s) were not uploaded: %w", s.Args[0], s.Args[1], s.FilesHash, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// blame names the step that an error is about.
+func blame(err error) string {
+	step, ok := errors.AsType[*template.StepError](err)
+	if !ok {
+		return ""
+	}
+	return stepName(step.Step)
+}
+
+func stepName(n int) string {
+	switch {
+	case n == 0:
+		return template.StepBase
+	case n < 0:
+		return template.StepFinalize
+	}
+	return strconv.Itoa(n)
+}
+
+// reason is what the team is told. What a step says of itself is theirs; other
+// faults are the server's, and the log has them under the build's id.
+func reason(err error, reference string) string {
+	step, ok := errors.AsType[*template.StepError](err)
+	if ok && !errdefs.IsInternal(err) {
+		return strings.TrimSpace(apierr.Text(step.Err))
+	}
+	return apierr.Describe(err, reference).Message
+}
