@@ -40,9 +40,10 @@ func (s *session) templateBuild() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build <name>",
 		Short: "Build a template in this machine's data directory",
-		Long: `Build a template in this machine's data directory. Without --from-tar the name must be base, which is built from Debian packages.
+		Long: `Build a template in this machine's data directory. Without --from-tar the name must be base or code-interpreter-v1, which are built from Debian packages. A code-interpreter-v1 of this version is kept as it is without --force.
 Sandboxes that run keep the build they were started from.`,
 		Example: `caisson template build base --data ./data
+caisson template build code-interpreter-v1 --data ./data
 docker export box | caisson template build mine --from-tar -`,
 		Args: args("<name>"),
 	}
@@ -52,6 +53,7 @@ docker export box | caisson template build mine --from-tar -`,
 	f.StringVar(&memory, "memory", "", "default memory of its sandboxes, for example 2GiB")
 	f.StringVar(&disk, "disk", "", "default disk of its sandboxes")
 	f.IntVar(&b.Resources.CPUs, "cpus", 0, "default CPUs of its sandboxes")
+	f.BoolVar(&b.Force, "force", false, "build again, with the packages of today")
 	asJSON := f.BoolP("json", "j", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, got []string) error {
 		l, err := s.load(flags())

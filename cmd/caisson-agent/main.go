@@ -32,9 +32,11 @@ import (
 )
 
 const usage = `usage: caisson-agent [--control-fd=N] [--listen=ADDR] [--forward=ADDR] [--token=TOKEN] [--user=NAME] [--version]
+       caisson-agent interpreter
 
 As pid 1 of a sandbox it takes no flags: control on descriptor 3, the agent
-protocol on :49983, dialled ports on :49982.
+protocol on :49983, dialled ports on :49982. As interpreter it is the code
+interpreter on :49999.
 `
 
 type options struct {
@@ -45,6 +47,13 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "interpreter" {
+		if err := interpreter(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "caisson-agent interpreter:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	fs := flag.NewFlagSet("caisson-agent", flag.ContinueOnError)
 	fs.Usage = func() { fmt.Fprint(fs.Output(), usage) }

@@ -1,0 +1,277 @@
+"""Starts ipykernel for Caisson's code interpreter and adds to it what the
+interpreter promises: displays with data and charts in them, environment
+variables per cell, output that is never lost and never waits in heaps.
+
+usage: python3 python.py CONNECTION_FILE
+"""
+
+import json
+import math
+import os
+import sys
+
+# What a cell may have waiting before it is held up.
+PIECE = 1 << 20
+# Longest table that is sent as data besides its text and HTML.
+MAX_CELLS = 500_000
+
+
+def limit_memory():
+    """A cell that asks for more than the sandbox has gets a MemoryError, where
+    without this all of the sandbox would end."""
+    import resource
+
+    room = int(os.environ.pop("CAISSON_KERNEL_MEMORY", "0"))
+    if room <= 0:
+        return
+    with open("/proc/self/statm") as f:
+        used = int(f.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
+
+
+# --- output ------------------------------------------------------------------
+
+
+def pace(stream):
+    """Makes a stream of ipykernel send pieces of bounded size, soon, and wait
+    for its reader when it has fallen behind."""
+    write, flush = stream.write, stream.flush
+    stream.flush_interval = 0.05
+    stream.flush_timeout = 24 * 3600
+    waiting = 0
+
+    def paced(text):
+        nonlocal waiting
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text)}")
+        for start in range(0, len(text), PIECE) or (0,):
+            piece = text if len(text) <= PIECE else text[start : start + PIECE]
+            write(piece)
+            waiting += len(piece)
+            if waiting >= PIECE:
+                waiting = 0
+                flush()
+        return len(text)
+
+    stream.write = paced
+
+
+def keep_output(app):
+    """A publishing socket drops what its reader does not take in time; this one
+    waits."""
+    import zmq
+
+    socket = app.iopub_thread.socket
+
+    def configure():
+        socket.setsockopt(zmq.SNDHWM, 16)
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    app.iopub_thread.schedule(configure)
+
+
+# --- variables ---------------------------------------------------------------
+
+
+class Variables:
+    """Sets the variables that come with a cell, and puts back what they were."""
+
+    def __init__(self, shell):
+        self.shell = shell
+        self.before = {}
+
+    def pre_execute(self):
+        self.restore()
+        parent = getattr(self.shell, "parent_header", None) or {}
+        told = (parent.get("metadata") or {}).get("caisson") or {}
+        os.environ.update(told.get("globals") or {})
+        for name, value in (told.get("env") or {}).items():
+            self.before[name] = os.environ.get(name)
+            os.environ[name] = value
+
+    def restore(self):
+        for name, value in self.before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self.before = {}
+
+
+# --- data --------------------------------------------------------------------
+
+
+def plain(value):
+    """value as JSON can carry it."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if hasattr(value, "isoformat"):
+        try:
+            text = value.isoformat()
+            return None if text == "NaT" else text
+        except Exception:
+            return None
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if hasattr(value, "item"):
+        return plain(value.item())
+    return str(value)
+
+
+def frame_data(frame):
+    """A table as {column: [values]}."""
+    if frame.size > MAX_CELLS:
+        return None
+    return {str(name): [plain(v) for v in frame.iloc[:, i].tolist()] for i, name in enumerate(frame.columns)}
+
+
+def json_data(value):
+    """A list or dict as it is, when JSON knows all that is in it."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return None if len(text) > PIECE * 4 else json.loads(text)
+
+
+# --- shell -------------------------------------------------------------------
+
+
+def formatters(shell):
+    from IPython.core.formatters import BaseFormatter, JSONFormatter
+    from traitlets import ObjectName, Unicode
+
+    class Data(BaseFormatter):
+        format_type = Unicode("e2b/data")
+        print_method = ObjectName("_repr_e2b_data_")
+        _return_type = dict
+
+    class Chart(BaseFormatter):
+        format_type = Unicode("e2b/chart")
+        print_method = ObjectName("_repr_e2b_chart_")
+        _return_type = dict
+
+    known = shell.display_formatter
+    data, chart = Data(parent=known), Chart(parent=known)
+    known.formatters["e2b/data"] = data
+    known.formatters["e2b/chart"] = chart
+    if known.active_types:
+        known.active_types = [*known.active_types, "e2b/data", "e2b/chart"]
+    data.for_type_by_name("pandas.core.frame", "DataFrame", frame_data)
+    chart.for_type_by_name("matplotlib.figure", "Figure", figure_chart)
+    as_json: JSONFormatter = known.formatters["application/json"]
+    for kind in (dict, list):
+        as_json.for_type(kind, json_data)
+    text = known.formatters["text/plain"]
+    text.max_seq_length = 0
+
+
+def figure_chart(figure):
+    import caisson_charts
+
+    try:
+        return caisson_charts.chart(figure)
+    except Exception:
+        return None  # the picture is there all the same
+
+
+def show_images():
+    """Images show themselves when they are saved or shown."""
+    import importlib.abc
+    import importlib.machinery
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "PIL.Image":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            if spec is None:
+                return None
+            run = spec.loader.exec_module
+
+            def exec_module(module):
+                run(module)
+                adapt(module)
+
+            spec.loader.exec_module = exec_module
+            return spec
+
+    def adapt(module):
+        from IPython.display import display
+
+        save = module.Image.save
+        inside = False
+
+        def saved(self, fp, format=None, **params):
+            nonlocal inside
+            save(self, fp, format=format, **params)
+            # A picture that is made for a display is saved too, to memory.
+            if not inside and isinstance(fp, (str, os.PathLike)):
+                inside = True
+                try:
+                    display(self)
+                finally:
+                    inside = False
+
+        def show(self, title=None, **params):
+            display(self)
+
+        module.Image.save, module.Image.show = saved, show
+
+    sys.meta_path.insert(0, Finder())
+
+
+def main():
+    from ipykernel.kernelapp import IPKernelApp
+    from traitlets.config import Config
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    config = Config()
+    config.InteractiveShell.colors = "NoColor"
+    config.InteractiveShell.cache_size = 1000
+    config.HistoryManager.enabled = False
+    config.IPKernelApp.log_level = "ERROR"
+    app = IPKernelApp.instance(config=config)
+    app.initialize(["-f", sys.argv[1]])
+    app.kernel._execute_sleep = 0
+    # The cell's directory, not ours, is where imports look first.
+    sys.path[:] = [p for p in sys.path if p != here]
+    sys.path.insert(0, "")
+    sys.path.append(here)
+    shell = app.shell
+    keep_output(app)
+    pace(sys.stdout)
+    pace(sys.stderr)
+    formatters(shell)
+    variables = Variables(shell)
+    shell.events.register("pre_execute", variables.pre_execute)
+    shell.events.register("post_execute", variables.restore)
+    show_images()
+    sys.argv[:] = [""]
+    # Charts work without being asked for; the backend itself loads on use.
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    warm()
+    limit_memory()
+    app.start()
+
+
+def warm():
+    """Imports what most first cells would wait for; see the docs for what it
+    costs in memory."""
+    for name in os.environ.pop("CAISSON_KERNEL_WARM", "").split():
+        try:
+            __import__(name)
+        except Exception:
+            pass
+
+
+if __name__ == "__main__":
+    main()
