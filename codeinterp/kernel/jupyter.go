@@ -307,7 +307,38 @@ func (j *jupyter) Execute(_ context.Context, c Cell, emit func(Event)) error {
 	if j.env == nil {
 		return j.execute(c.Code, false, map[string]any{"caisson": map[string]any{"globals": c.Globals, "env": c.Env}}, emit)
 	}
-	return j.withEnv(c, emit)
+	last := lastValue{emit: emit}
+	err := j.withEnv(c, last.event)
+	last.flush(true)
+	return err
+}
+
+// lastValue finds the value of a cell for a kernel that shows every value in the
+// same way (R): it is what was shown last, unless that is a picture.
+type lastValue struct {
+	emit func(Event)
+	held *Event
+}
+
+func (l *lastValue) event(e Event) {
+	l.flush(false)
+	_, png := e.Data["image/png"]
+	_, svg := e.Data["image/svg+xml"]
+	if e.Kind == Result && !png && !svg {
+		l.held = &e
+		return
+	}
+	l.emit(e)
+}
+
+func (l *lastValue) flush(last bool) {
+	if l.held == nil {
+		return
+	}
+	e := *l.held
+	l.held = nil
+	e.Main = e.Main || last
+	l.emit(e)
 }
 
 // withEnv runs a cell of a kernel that knows nothing of variables: they are set

@@ -99,6 +99,54 @@ class Variables:
         self.before = {}
 
 
+# --- commands ----------------------------------------------------------------
+
+
+def run_command(shell, line):
+    """What !command runs: its output goes where the cell's own goes, and is
+    there before the cell is done. There is no terminal to wait for input."""
+    import codecs
+    import selectors
+    import subprocess
+
+    child = subprocess.Popen(
+        shell.var_expand(line, depth=2),
+        shell=True,
+        executable=os.environ.get("SHELL") or "/bin/sh",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    decode = codecs.getincrementaldecoder("utf-8")
+    with selectors.DefaultSelector() as ready:
+        ready.register(child.stdout, selectors.EVENT_READ, (sys.stdout, decode("replace")))
+        ready.register(child.stderr, selectors.EVENT_READ, (sys.stderr, decode("replace")))
+        try:
+            while ready.get_map():
+                found = ready.select(0.2)
+                if not found and child.poll() is not None:
+                    break  # what it left running may keep the pipes
+                for key, _ in found:
+                    stream, decoder = key.data
+                    piece = os.read(key.fd, 1 << 16)
+                    stream.write(decoder.decode(piece, not piece))
+                    if not piece:
+                        ready.unregister(key.fileobj)
+            code = child.wait()
+        except KeyboardInterrupt:
+            # It got the same signal.
+            try:
+                code = child.wait(2)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                code = child.wait()
+            raise
+        finally:
+            child.stdout.close()
+            child.stderr.close()
+            shell.user_ns["_exit_code"] = child.returncode
+
+
 # --- data --------------------------------------------------------------------
 
 
@@ -158,14 +206,20 @@ def formatters(shell):
         print_method = ObjectName("_repr_e2b_chart_")
         _return_type = dict
 
+        def __call__(self, obj):
+            # matplotlib's integration takes printers of figures off every formatter.
+            if any((t.__module__, t.__name__) == ("matplotlib.figure", "Figure") for t in type(obj).__mro__):
+                return figure_chart(obj)
+            return super().__call__(obj)
+
     known = shell.display_formatter
     data, chart = Data(parent=known), Chart(parent=known)
     known.formatters["e2b/data"] = data
     known.formatters["e2b/chart"] = chart
-    if known.active_types:
-        known.active_types = [*known.active_types, "e2b/data", "e2b/chart"]
+    for mime in ("e2b/data", "e2b/chart"):
+        if mime not in known.active_types:
+            known.active_types = [*known.active_types, mime]
     data.for_type_by_name("pandas.core.frame", "DataFrame", frame_data)
-    chart.for_type_by_name("matplotlib.figure", "Figure", figure_chart)
     as_json: JSONFormatter = known.formatters["application/json"]
     for kind in (dict, list):
         as_json.for_type(kind, json_data)
@@ -178,7 +232,8 @@ def figure_chart(figure):
 
     try:
         return caisson_charts.chart(figure)
-    except Exception:
+    except Exception as error:
+        print(f"no chart data: {error}", file=sys.__stderr__)
         return None  # the picture is there all the same
 
 
@@ -229,7 +284,15 @@ def show_images():
     sys.meta_path.insert(0, Finder())
 
 
+def leave_out(*names):
+    """Modules that ipykernel loads for editors, and can do without: completion
+    and a debugger. Code that imports them later gets them."""
+    for name in names:
+        sys.modules[name] = None
+
+
 def main():
+    leave_out("debugpy", "jedi")
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config
 
@@ -241,6 +304,8 @@ def main():
     config.IPKernelApp.log_level = "ERROR"
     app = IPKernelApp.instance(config=config)
     app.initialize(["-f", sys.argv[1]])
+    for name in ("debugpy", "jedi"):
+        sys.modules.pop(name, None)
     app.kernel._execute_sleep = 0
     # The cell's directory, not ours, is where imports look first.
     sys.path[:] = [p for p in sys.path if p != here]
@@ -254,6 +319,7 @@ def main():
     variables = Variables(shell)
     shell.events.register("pre_execute", variables.pre_execute)
     shell.events.register("post_execute", variables.restore)
+    shell.system = lambda line: run_command(shell, line)
     show_images()
     sys.argv[:] = [""]
     # Charts work without being asked for; the backend itself loads on use.
