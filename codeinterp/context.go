@@ -21,6 +21,7 @@ const (
 const (
 	errContextRestarting = "ContextRestarting"
 	errAborted           = "ExecutionAborted"
+	errOutOfMemory       = "out of memory" // reported as ContextRestarting
 )
 
 // Context is the state that cells share: one kernel, one cell at a time.
@@ -160,15 +161,13 @@ func (c *Context) execute(ctx context.Context, r request, out *stream) error {
 	c.why = ""
 	c.mu.Unlock()
 	cell := kernel.Cell{Code: r.code, Language: r.language, Env: r.env, Globals: c.globals(ctx, r.token)}
-	watched := make(chan struct{})
 	over := make(chan struct{})
-	go func() {
-		defer close(watched)
-		c.watch(ctx, k, over)
-	}()
+	var watchers sync.WaitGroup
+	watchers.Go(func() { c.watch(ctx, k, over) })
+	watchers.Go(func() { c.server.guard(ctx, c, over) })
 	err = k.Execute(ctx, cell, out.event)
 	close(over)
-	<-watched
+	watchers.Wait()
 	if err != nil {
 		c.lost(ctx, err, out)
 	}
@@ -204,6 +203,8 @@ func (c *Context) lost(ctx context.Context, err error, out *stream) {
 	switch {
 	case why == errAborted:
 		name, text = errAborted, "the context was removed"
+	case why == errOutOfMemory:
+		text = "the kernel used more memory than the sandbox has; it was restarted and its variables are gone"
 	case why == "" && errors.Is(err, kernel.ErrDied):
 		text = "the kernel died (" + err.Error() + ") and was restarted; its variables are gone"
 	case why == "":
@@ -213,7 +214,7 @@ func (c *Context) lost(ctx context.Context, err error, out *stream) {
 	if why == "" {
 		c.end(errContextRestarting)
 	}
-	if !gone && why == "" {
+	if !gone && (why == "" || why == errOutOfMemory) {
 		// The client hears of the end after the kernel can be used again.
 		if _, err := c.running(ctx); err != nil {
 			c.server.cfg.Log.Error("a kernel could not be replaced", slog.String("context", c.ID), slog.Any("error", err))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,7 +75,8 @@ func serveInterpreter(ctx context.Context, log *slog.Logger) error {
 	if w := os.Getenv("CAISSON_INTERPRETER_WARM"); w != "" {
 		warm = strings.Fields(w)
 	}
-	kernels, err := kernel.NewMaker(interpreterDir, max(memoryTotal()-reserve, 0), warm)
+	memory, _, _ := kernel.Memory()
+	kernels, err := kernel.NewMaker(interpreterDir, max(memory-reserve, 0), warm)
 	if err != nil {
 		return err
 	}
@@ -89,22 +88,4 @@ func serveInterpreter(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	return s.Run(ctx)
-}
-
-// memoryTotal returns the memory of the sandbox in bytes, 0 when it is not
-// known.
-func memoryTotal() int64 {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		if rest, ok := strings.CutPrefix(sc.Text(), "MemTotal:"); ok {
-			kb, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return kb << 10
-		}
-	}
-	return 0
 }

@@ -79,6 +79,8 @@ type Kernel interface {
 	Interrupt()
 	// Close kills the process with all that it started and waits for it.
 	Close()
+	// Resident is the memory in use by the process and what it started, in bytes.
+	Resident() int64
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
 }

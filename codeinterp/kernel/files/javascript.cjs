@@ -201,9 +201,7 @@ function main() {
   process.on('uncaughtException', (e) => process.stderr.write(`Uncaught exception: ${failed(e).traceback || e}\n`));
   process.argv.length = 1;
   // An orderly exit waits for the worker, which waits for this thread.
-  process.exit = process.reallyExit = (code) => {
-    process.exitCode = code ?? process.exitCode;
-    process.emit('exit', process.exitCode);
+  process.exit = process.reallyExit = () => {
     process.kill(process.pid, 'SIGKILL');
   };
   // The signal is for children; the worker is told in another way.

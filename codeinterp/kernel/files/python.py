@@ -33,28 +33,41 @@ def limit_memory():
 # --- output ------------------------------------------------------------------
 
 
-def pace(stream):
+class Pace:
     """Makes a stream of ipykernel send pieces of bounded size, soon, and wait
-    for its reader when it has fallen behind."""
-    write, flush = stream.write, stream.flush
-    stream.flush_interval = 0.05
-    stream.flush_timeout = 24 * 3600
-    waiting = 0
+    for its reader when it has fallen behind, but not at every flush: a flush
+    waits for another thread, and loggers flush after every line."""
 
-    def paced(text):
-        nonlocal waiting
+    def __init__(self, stream):
+        self.stream = stream
+        self.really_write, self.really_flush = stream.write, stream.flush
+        self.waiting = 0
+        self.in_cell = False
+        stream.flush_interval = 0.02
+        stream.flush_timeout = 24 * 3600
+        stream.write, stream.flush = self.write, self.flush
+
+    def write(self, text):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text)}")
-        for start in range(0, len(text), PIECE) or (0,):
+        for start in range(0, len(text), PIECE):
             piece = text if len(text) <= PIECE else text[start : start + PIECE]
-            write(piece)
-            waiting += len(piece)
-            if waiting >= PIECE:
-                waiting = 0
-                flush()
+            self.really_write(piece)
+            self.waiting += len(piece)
+            if self.waiting >= PIECE:
+                self.sync()
         return len(text)
 
-    stream.write = paced
+    def flush(self):
+        # What was written is on its way within the interval.
+        if self.in_cell and self.stream._is_master_process():
+            return
+        if self.waiting:
+            self.sync()
+
+    def sync(self):
+        self.waiting = 0
+        self.really_flush()
 
 
 def keep_output(app):
@@ -313,12 +326,22 @@ def main():
     sys.path.append(here)
     shell = app.shell
     keep_output(app)
-    pace(sys.stdout)
-    pace(sys.stderr)
+    paces = Pace(sys.stdout), Pace(sys.stderr)
     formatters(shell)
     variables = Variables(shell)
-    shell.events.register("pre_execute", variables.pre_execute)
-    shell.events.register("post_execute", variables.restore)
+
+    def before():
+        variables.pre_execute()
+        for p in paces:
+            p.in_cell = True
+
+    def after():
+        variables.restore()
+        for p in paces:
+            p.in_cell = False
+
+    shell.events.register("pre_execute", before)
+    shell.events.register("post_execute", after)
     shell.system = lambda line: run_command(shell, line)
     show_images()
     sys.argv[:] = [""]
