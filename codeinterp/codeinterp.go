@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,9 +82,10 @@ func New(cfg Config) (*Server, error) {
 // kernel started, and serves until ctx ends. No kernel runs when it returns.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.closeContexts()
-	for _, language := range kernel.Supported() {
-		// Others than Python's kernel begin when they are used.
-		if language != "python" && language != "javascript" {
+	here := kernel.Supported()
+	// Others than Python's kernel begin when they are used.
+	for _, language := range []string{"python", "javascript"} {
+		if !slices.Contains(here, language) {
 			continue
 		}
 		c := s.add(language, s.cfg.Dir, language)
