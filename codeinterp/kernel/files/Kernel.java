@@ -92,7 +92,7 @@ public class Kernel {
                 if (Boolean.TRUE.equals(cell.get("interrupt"))) {
                     if (running) {
                         interrupted = true;
-                        shell.stop();
+                        stop();
                     }
                 } else {
                     cells.put(cell);
@@ -104,12 +104,29 @@ public class Kernel {
         Runtime.getRuntime().halt(0);
     }
 
+    // stop ends the cell. The shell stops what it runs at the moment, and a cell
+    // has many snippets.
+    static void stop() {
+        Thread stopper = new Thread(() -> {
+            while (running && interrupted) {
+                shell.stop();
+                try {
+                    Thread.sleep(50);
+                } catch (InterruptedException e) {
+                    return;
+                }
+            }
+        }, "stop");
+        stopper.setDaemon(true);
+        stopper.start();
+    }
+
     // run evaluates the snippets of a cell until one fails.
     static void run(String code) {
         SourceCodeAnalysis analysis = shell.sourceCodeAnalysis();
         String rest = code;
         String value = null;
-        while (!rest.isBlank()) {
+        while (!rest.isBlank() && !interrupted) {
             CompletionInfo info = analysis.analyzeCompletion(rest);
             String source = info.completeness().isComplete() ? info.source() : rest;
             if (source == null || source.isBlank()) source = rest;

@@ -104,7 +104,7 @@ def test_env_vars(box, language, get):
         return {"null": "", "undefined": ""}.get(text, text).strip('"')
 
     assert value("GLOBAL") == "everywhere"
-    assert value("ONCE", envs={"ONCE": "it's \"one\" $run"}) == 'it\'s "one" $run'.strip('"') or language == "java"
+    assert value("ONCE", envs={"ONCE": "one $run `only`"}) == "one $run `only`"
     assert value("ONCE") == ""
     assert value("GLOBAL", envs={"GLOBAL": "here"}) == "here"
     assert value("GLOBAL") == "everywhere"
