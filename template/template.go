@@ -1,6 +1,6 @@
 // Package template keeps templates and their builds: what a sandbox starts
-// from. The stock "base" template is built from Debian packages or from a tar
-// file; OCI images and recipes are not built yet.
+// from. The stock templates are built from Debian packages (StockTemplates), others
+// from a tar file; OCI images and recipes are not built yet.
 package template
 
 import (

@@ -151,8 +151,27 @@ function main() {
 
   const stopped = Object.assign(new Error('the cell was interrupted'), { name: 'KeyboardInterrupt', stack: '' });
   let interrupt = () => {};
+  let current = 0; // the number of the cell that runs
+  const finish = () => {
+    current = 0;
+    interrupt = () => {};
+    session.post('Runtime.releaseObjectGroup', { objectGroup: 'cell' }, () => {});
+    restore();
+    emit({ type: 'done' });
+  };
+  // give up a cell whose own end was cut off when it was ended by force.
+  const giveUp = (number) => {
+    if (current !== number) return;
+    interrupt();
+    setTimeout(() => {
+      if (current !== number) return;
+      emit(failed(stopped));
+      finish();
+    }, 200);
+  };
   const run = async ({ expression, globals, env, number, error }) => {
     const interrupted = new Promise((resolve) => { interrupt = () => resolve(stopped); });
+    current = number;
     try {
       if (error) throw Object.assign(new Error(error.message), { name: error.name, stack: `${error.name}: ${error.message}` });
       Object.assign(process.env, globals ?? {});
@@ -173,12 +192,9 @@ function main() {
       const value = await take(res.result);
       if (value !== undefined) emit({ type: 'result', main: true, data: bundle(value) });
     } catch (e) {
-      emit(failed(/Execution was terminated/.test(e?.message) ? stopped : e));
+      if (current === number) emit(failed(/Execution was terminated/.test(e?.message) ? stopped : e));
     } finally {
-      interrupt = () => {};
-      session.post('Runtime.releaseObjectGroup', { objectGroup: 'cell' }, () => {});
-      restore();
-      emit({ type: 'done' });
+      if (current === number) finish();
     }
   };
   globalThis.display = (value, mime) => {
@@ -212,7 +228,8 @@ function main() {
     else if (told.interrupt) {
       Atomics.store(told.interrupt, 0, 1); // no need to be ended by force
       interrupt();
-    } else run(told);
+    } else if (told.giveUp) giveUp(told.giveUp);
+    else run(told);
   });
   worker.on('error', (e) => {
     fs.writeSync(2, `runner: ${e.stack}\n`);
@@ -337,7 +354,9 @@ function controller() {
     const heard = new Int32Array(new SharedArrayBuffer(4));
     parentPort.postMessage({ interrupt: heard });
     setTimeout(() => {
-      if (Atomics.load(heard, 0) === 0) session.post('Runtime.terminateExecution', () => {});
+      if (Atomics.load(heard, 0) !== 0) return;
+      session.post('Runtime.terminateExecution', () => {});
+      setTimeout(() => parentPort.postMessage({ giveUp: cells }), 300);
     }, 100);
   };
 
