@@ -2,12 +2,11 @@ package codeinterp
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-
-	"github.com/google/uuid"
 
 	"github.com/caisson-dev/caisson/codeinterp/kernel"
 )
@@ -17,6 +16,14 @@ var (
 	errTooMany  = errors.New("too many contexts")
 )
 
+// newID returns a random UUID.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
 // add records a context. With a name it is the default one of that language.
 func (s *Server) add(language, cwd, defaultOf string) *Context {
 	s.mu.Lock()
@@ -25,7 +32,7 @@ func (s *Server) add(language, cwd, defaultOf string) *Context {
 }
 
 func (s *Server) addLocked(language, cwd, defaultOf string) *Context {
-	c := newContext(s, uuid.NewString(), language, cwd)
+	c := newContext(s, newID(), language, cwd)
 	c.defaultOf = defaultOf
 	s.contexts = append(s.contexts, c)
 	return c
@@ -39,7 +46,7 @@ func (s *Server) create(ctx context.Context, language, cwd string) (*Context, er
 	if n >= maxContexts {
 		return nil, fmt.Errorf("a sandbox has at most %d contexts: %w", maxContexts, errTooMany)
 	}
-	c := newContext(s, uuid.NewString(), language, cwd)
+	c := newContext(s, newID(), language, cwd)
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
