@@ -6,7 +6,7 @@ import re
 
 import numpy
 from matplotlib import dates
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.container import BarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle, Wedge
@@ -43,6 +43,10 @@ def axes_chart(ax):
         return pie_chart(ax, artists)
     if only(Rectangle):
         return bar_chart(ax, artists)
+    # A band around a line shows how sure it is.
+    lines = [a for a in artists if isinstance(a, Line2D)]
+    if lines and all(isinstance(a, (Line2D, PolyCollection)) for a in artists):
+        return points_chart(ax, "line", [(a, line_points(a)) for a in lines])
     return {"type": "unknown", "title": title(ax), "elements": []}
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import threading
 
 # What a cell may have waiting before it is held up.
 PIECE = 1 << 20
@@ -45,7 +46,19 @@ class Pace:
         self.in_cell = False
         stream.flush_interval = 0.02
         stream.flush_timeout = 24 * 3600
+        # Output that one thread takes is queued before another takes what follows.
+        self.taking, take = threading.Lock(), stream._flush
+        os.register_at_fork(after_in_child=self.forked)
+
+        def take_in_order():
+            with self.taking:
+                take()
+
+        stream._flush = take_in_order
         stream.write, stream.flush = self.write, self.flush
+
+    def forked(self):
+        self.taking = threading.Lock()  # the thread that held it is not here
 
     def write(self, text):
         if not isinstance(text, str):
@@ -59,13 +72,20 @@ class Pace:
         return len(text)
 
     def flush(self):
-        # What was written is on its way within the interval.
-        if self.in_cell and self.stream._is_master_process():
-            return
+        if not self.stream._is_master_process():
+            self.really_flush()
+        elif not self.in_cell:
+            self.push()
+        # Else what was written is on its way within the interval.
+
+    def push(self):
+        """Queues what was written before whatever is sent next."""
         if self.waiting:
-            self.sync()
+            self.waiting = 0
+            self.stream._flush()
 
     def sync(self):
+        """Waits until the reader has taken what was written."""
         self.waiting = 0
         self.really_flush()
 
@@ -329,6 +349,21 @@ def main():
     paces = Pace(sys.stdout), Pace(sys.stderr)
     formatters(shell)
     variables = Variables(shell)
+
+    def ordered(owner, name):
+        method = getattr(owner, name)
+
+        def behind_output(*args, **kwargs):
+            for p in paces:
+                p.push()
+            return method(*args, **kwargs)
+
+        setattr(owner, name, behind_output)
+
+    ordered(shell.displayhook, "finish_displayhook")
+    ordered(shell.display_pub, "publish")
+    ordered(shell.display_pub, "clear_output")
+    ordered(shell, "_showtraceback")
 
     def before():
         variables.pre_execute()
