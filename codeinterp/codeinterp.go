@@ -92,6 +92,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if language != "python" {
 			continue
 		}
+		c.warm = true
 		if err := c.start(ctx); err != nil {
 			return fmt.Errorf("first kernel: %w", err)
 		}

@@ -39,6 +39,10 @@ type Context struct {
 	token string
 	read  bool
 	known map[string]string
+	// warm asks for modules imported beforehand in the first kernel, which a
+	// checkpoint keeps; later ones are to be there soon. Belongs to the holder
+	// of turn.
+	warm bool
 
 	mu     sync.Mutex // guards what follows
 	kernel kernel.Kernel
@@ -91,7 +95,11 @@ func (c *Context) running(ctx context.Context) (kernel.Kernel, error) {
 		}
 	}
 	// The start goes on when the client leaves: the next one needs it too.
-	k, err := c.server.cfg.Kernels.Start(context.WithoutCancel(ctx), kernel.Runtime(c.Language), c.Cwd)
+	start := c.server.cfg.Kernels.Start
+	if c.warm {
+		start, c.warm = c.server.cfg.Kernels.StartWarm, false
+	}
+	k, err := start(context.WithoutCancel(ctx), kernel.Runtime(c.Language), c.Cwd)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.kernel, c.read, c.token, c.known = k, false, "", nil

@@ -40,7 +40,7 @@ func StockTemplates() []Stock {
 		{
 			Name:      InterpreterName,
 			Packages:  append(BasePackages(), interpreterPackages()...),
-			Start:     "/.caisson/caisson-agent interpreter",
+			Start:     "CAISSON_INTERPRETER_WARM='numpy pandas matplotlib.pyplot' exec /.caisson/caisson-agent interpreter",
 			Ready:     "curl -fsS --max-time 2 -o /dev/null http://localhost:49999/health",
 			Resources: provider.Resources{CPUs: 2, MemoryMiB: 2048},
 			hooks:     []string{manuals, fontCache},

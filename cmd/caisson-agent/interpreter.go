@@ -71,9 +71,10 @@ func serveInterpreter(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("code interpreter: %w", err)
 	}
-	var warm []string
-	if w := os.Getenv("CAISSON_INTERPRETER_WARM"); w != "" {
-		warm = strings.Fields(w)
+	warm := strings.Fields(os.Getenv("CAISSON_INTERPRETER_WARM"))
+	// Kernels and their children are not to see it.
+	if err := os.Unsetenv("CAISSON_INTERPRETER_WARM"); err != nil {
+		return err
 	}
 	memory, _, _ := kernel.Memory()
 	kernels, err := kernel.NewMaker(interpreterDir, max(memory-reserve, 0), warm)

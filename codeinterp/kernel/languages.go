@@ -37,7 +37,7 @@ type Maker struct {
 
 // NewMaker returns a Maker that keeps its files in dir, which it makes. memory
 // is what a kernel may use, in bytes; 0 for no limit. warm names the modules
-// that Python kernels import before their first cell.
+// that a Python kernel of StartWarm imports before its first cell.
 func NewMaker(dir string, memory int64, warm []string) (*Maker, error) {
 	m := &Maker{dir: dir, files: filepath.Join(dir, "files"), memory: memory, warm: strings.Join(warm, " "), numbers: make(chan int, 1)}
 	m.numbers <- 0
@@ -143,6 +143,14 @@ func (l language) here() bool {
 // Start starts a kernel for a language, as Normalize and Runtime return it, in
 // the directory cwd. ErrUnsupported when there is none for it here.
 func (m *Maker) Start(ctx context.Context, name, cwd string) (Kernel, error) {
+	cold := *m
+	cold.warm = ""
+	return cold.StartWarm(ctx, name, cwd)
+}
+
+// StartWarm is Start, but a Python kernel has imported the modules that
+// NewMaker was told of when it returns.
+func (m *Maker) StartWarm(ctx context.Context, name, cwd string) (Kernel, error) {
 	l, ok := languages()[name]
 	if !ok || !l.here() {
 		return nil, fmt.Errorf("%q: %w in this sandbox; it has %s", name, ErrUnsupported, strings.Join(Supported(), ", "))
