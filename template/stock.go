@@ -21,7 +21,7 @@ type Stock struct {
 	Name string
 	// Packages are what it is built from.
 	Packages []string
-	// Start runs as root when a sandbox of the template begins, and Ready
+	// Start runs when a sandbox of the template begins, as any user, and Ready
 	// succeeds once that serves; both are shell text, empty for none.
 	Start, Ready string
 	// Resources are the defaults of its sandboxes; zero fields are the server's.
@@ -40,7 +40,7 @@ func StockTemplates() []Stock {
 		{
 			Name:      InterpreterName,
 			Packages:  append(BasePackages(), interpreterPackages()...),
-			Start:     "CAISSON_INTERPRETER_WARM='numpy pandas matplotlib.pyplot' exec /.caisson/caisson-agent interpreter",
+			Start:     "sudo env CAISSON_INTERPRETER_WARM='numpy pandas matplotlib.pyplot' /.caisson/caisson-agent interpreter",
 			Ready:     "curl -fsS --max-time 2 -o /dev/null http://localhost:49999/health",
 			Resources: provider.Resources{CPUs: 2, MemoryMiB: 2048},
 			hooks:     []string{manuals, fontCache},
