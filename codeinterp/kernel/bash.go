@@ -17,6 +17,9 @@ import (
 	"time"
 )
 
+// lastWords is how long the output of a shell that ended is waited for.
+const lastWords = 100 * time.Millisecond
+
 // bash is an interactive shell without a terminal. It reads commands from its
 // standard input, so that an interrupt brings it back to the next one, as it
 // does at a prompt; each cell is a file that it sources. Marks on the
@@ -91,17 +94,29 @@ func (b *bash) run(lines string, emit func(Event)) error {
 		return fmt.Errorf("%s: %w", b.ending(), ErrDied)
 	}
 	code := 0
+	out := [2]<-chan Event{b.out[0].out, b.out[1].out}
+	done := b.done
+	var late <-chan time.Time
 	for left := 2; left > 0; {
 		var e Event
-		var ok bool
+		ok, from := false, 0
 		select {
-		case e, ok = <-b.out[0].out:
-		case e, ok = <-b.out[1].out:
+		case e, ok = <-out[0]:
+		case e, ok = <-out[1]:
+			from = 1
+		case <-done:
+			// What is in the pipes still comes; a child may hold them open.
+			done, late = nil, time.After(lastWords)
+			continue
+		case <-late:
+			return fmt.Errorf("%s: %w", b.ending(), ErrDied)
 		}
 		switch {
 		case !ok:
-			<-b.done
-			return fmt.Errorf("%s: %w", b.ending(), ErrDied)
+			if out[from] = nil; out[1-from] == nil {
+				<-b.done
+				return fmt.Errorf("%s: %w", b.ending(), ErrDied)
+			}
 		case e.Kind != 0:
 			emit(e)
 		default:
