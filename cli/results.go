@@ -68,8 +68,14 @@ func (r *results) add(e client.CodeEvent) error {
 		}
 	}
 	for _, b := range []struct{ suffix, text string }{
-		{".svg", e.SVG}, {".html", e.HTML}, {".md", e.Markdown}, {".tex", e.LaTeX}, {".js", e.JavaScript},
-		{".json", string(e.JSON)}, {".data.json", string(e.Data)}, {".chart.json", string(e.Chart)},
+		{".svg", e.SVG},
+		{".html", e.HTML},
+		{".md", e.Markdown},
+		{".tex", e.LaTeX},
+		{".js", e.JavaScript},
+		{".json", string(e.JSON)},
+		{".data.json", string(e.Data)},
+		{".chart.json", string(e.Chart)},
 	} {
 		if b.text == "" {
 			continue

@@ -201,7 +201,8 @@ func (j *jupyter) request(kind string, content, metadata any) (*run, error) {
 			"msg_id": r.id, "session": j.session, "username": "caisson", "msg_type": kind,
 			"version": protocolVersion, "date": time.Now().UTC().Format(time.RFC3339Nano),
 		},
-		struct{}{}, metadata, content,
+		struct{}{},
+		metadata, content,
 	} {
 		if v == nil {
 			v = struct{}{}
