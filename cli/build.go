@@ -51,7 +51,7 @@ func (b *buildFlags) overAPI() bool {
 	if b.file != "" || b.image != "" || b.template != "" {
 		return true
 	}
-	if b.name == stockTemplate {
+	if stockTemplate(b.name) {
 		return false
 	}
 	for _, f := range recipeFiles() {
@@ -72,8 +72,9 @@ const (
 	stepFinalize = "finalize"
 )
 
-// stockTemplate is built from packages.
-const stockTemplate = "base"
+// stockTemplate says whether a name is that of a template which is built from
+// packages.
+func stockTemplate(name string) bool { return name == "base" || name == "code-interpreter-v1" }
 
 // spec reads the recipe and puts what flags say over it.
 func (b *buildFlags) spec() (recipe.Spec, error) {

@@ -96,7 +96,9 @@ type TemplateBuild struct {
 	Name string
 	// FromTar is a tar file of a root file system; empty builds the stock
 	// template of that name from Debian packages.
-	FromTar   string
+	FromTar string
+	// Force builds although one of the same recipe is there.
+	Force     bool
 	Resources client.Resources
 }
 

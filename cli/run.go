@@ -27,20 +27,30 @@ func (s *session) runCommand() *cobra.Command {
 	var f execFlags
 	var co code
 	var p parallel
+	var out string
 	cmd := &cobra.Command{
 		Use:   "run [--] [<command> [argument...]]",
 		Short: "Run a command or code in a fresh sandbox, then destroy it",
 		Long: `Create a sandbox, run a command, or code given with -c or -f, in it with our standard streams, and destroy it, also when the command fails or Ctrl-C ends it. Its exit code becomes ours.
 
-With --parallel or --items the command is run once for each item behind ":::" and each line of the file, every time in a sandbox of its own. The item takes the place of {} in the arguments, or is added as the last; code gets it as its argument. A line that begins with { is an item in JSON (docs/batch.md). --timeout is each item's then, and five minutes when it is not given. The exit code is the number of items that failed, 100 for more.`,
+With --parallel or --items the command is run once for each item behind ":::" and each line of the file, every time in a sandbox of its own. The item takes the place of {} in the arguments, or is added as the last; code gets it as its argument. A line that begins with { is an item in JSON (docs/batch.md). --timeout is each item's then, and five minutes when it is not given. The exit code is the number of items that failed, 100 for more.
+
+With --out code is run by the code interpreter, of the template code-interpreter-v1 if none is named, in Python, JavaScript, TypeScript, R, Java or Bash. The charts, pictures, tables and data that it shows are saved in that directory, and the text of its value is printed. In a template without an interpreter it is run as without --out.`,
 		Example: `caisson run -- python3 -c 'print(6 * 7)'
 caisson run -l javascript -c 'console.log(6 * 7)'
 caisson run --preset pypi -- bash -c 'pip install -q requests && pip list'
 cat main.py | caisson run -c -
 caisson run --parallel 8 -- pytest -q ::: tests/a.py tests/b.py
-ls data | caisson run --parallel 4 --items - -c 'import sys; print(sys.argv[1])'`,
+ls data | caisson run --parallel 4 --items - -c 'import sys; print(sys.argv[1])'
+caisson run --out charts -c 'import matplotlib.pyplot as plt; plt.plot([1, 4, 9]); plt.show()'`,
 		Args: args("[command]", "[argument...]"),
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
+			if out != "" && (p.given() || !co.given()) {
+				return usage(fmt.Errorf("--out goes with code: -c CODE or -f FILE"))
+			}
+			if out != "" && (f.dir != "" || f.user != "") {
+				return usage(fmt.Errorf("--out runs the code where and as whom the code interpreter does: leave out --cwd and --user"))
+			}
 			if p.given() {
 				return s.runParallel(ctx, c, create, f, co, p, got)
 			}
@@ -53,13 +63,14 @@ ls data | caisson run --parallel 4 --items - -c 'import sys; print(sys.argv[1])'
 			if len(got) > 0 && co.given() {
 				return usage(fmt.Errorf("give a command or code, not both: %s", quoted(got[0])))
 			}
-			return s.oneShot(ctx, c, create, f, co, got)
+			return s.oneShot(ctx, c, create, f, co, got, out)
 		}),
 	}
 	create.add(cmd)
 	f.add(cmd)
 	co.add(cmd)
 	p.add(cmd)
+	cmd.Flags().StringVarP(&out, "out", "o", "", "run code in the code interpreter and save what it shows in this directory")
 	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
@@ -71,12 +82,19 @@ func (c *code) add(cmd *cobra.Command) {
 	fl.StringVarP(&c.language, "language", "l", "python", "language of the code: python, javascript or bash")
 }
 
-func (s *session) oneShot(ctx context.Context, c *connection, create createFlags, f execFlags, co code, argv []string) (err error) {
+func (s *session) oneShot(ctx context.Context, c *connection, create createFlags, f execFlags, co code, argv []string, out string) (err error) {
 	o, err := create.options(s)
 	if err != nil {
 		return err
 	}
-	prepare, err := s.prepare(co, argv)
+	var prepare prepared
+	var shown client.Code
+	if out != "" {
+		shown, err = s.codeFor(co)
+		withInterpreter(ctx, c, &o)
+	} else {
+		prepare, err = s.prepare(co, argv)
+	}
 	if err != nil {
 		return err
 	}
@@ -97,7 +115,33 @@ func (s *session) oneShot(ctx context.Context, c *connection, create createFlags
 	leased, release := context.WithCancel(ctx)
 	defer release()
 	go renew(leased, c, sb.ID)
+	if out == "" {
+		return s.runPrepared(ctx, c, sb, f, prepare, false)
+	}
+	agent := c.Agent(sb).As(f.user)
+	has, err := s.interpreter(ctx, agent, sb)
+	if err != nil {
+		return err
+	}
+	if has {
+		err := s.runForResults(ctx, agent, sb, f, shown, out)
+		return c.endedMeanwhile(ctx, sb.ID, err)
+	}
+	s.say("warning: template %s has no code interpreter: nothing is saved in %s\n", sb.TemplateName, quoted(out))
+	if prepare, err = s.prepare(code{text: shown.Text, language: shown.Language}, argv); err != nil {
+		return err
+	}
 	return s.runPrepared(ctx, c, sb, f, prepare, false)
+}
+
+// codeFor reads the code of a run with --out. Which languages there are is for
+// the sandbox to say.
+func (s *session) codeFor(co code) (client.Code, error) {
+	if co.text != "" && co.file != "" {
+		return client.Code{}, usage(fmt.Errorf("--code/-c and --file/-f both name the code: give one of them"))
+	}
+	text, _, err := co.read(s)
+	return client.Code{Text: text, Language: co.language}, err
 }
 
 // outlive returns a context that ends d after ctx does.

@@ -42,12 +42,13 @@ func (s *session) templateBuild() *cobra.Command {
 		Short: "Build a template from a Dockerfile, a caisson.toml, an image or a tar file",
 		Long: `Build a template. The server builds what --file, --from-image or --from-template says, inside a sandbox; each step is a line, with its time, or "cached".
 
-With --from-tar, and for the name base without any of those, it is built in this machine's data directory instead: base from Debian packages.
+With --from-tar, and for the names base and code-interpreter-v1 without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages. A code-interpreter-v1 of this version is kept as it is without --no-cache.
 
 Sandboxes that run keep the build they were started from, and until the new one is ready its name means the old one.`,
 		Example: `caisson template build mine
 caisson template build -f Dockerfile --name mine --no-cache
 caisson template build py --from-image python:3.13 --tag v2
+caisson template build code-interpreter-v1
 docker export box | caisson template build mine --from-tar -`,
 		Args: args("[name]"),
 	}
@@ -76,7 +77,7 @@ docker export box | caisson template build mine --from-tar -`,
 
 // buildHere builds into this machine's data directory.
 func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b *buildFlags) error {
-	if b.name == "" || b.fromTar == "" && b.name != stockTemplate {
+	if b.name == "" || b.fromTar == "" && !stockTemplate(b.name) {
 		return usage(fmt.Errorf("there is nothing to build from: no %s here, and none of --file, --from-image, --from-template and --from-tar is given", strings.Join(recipeFiles(), " or ")))
 	}
 	l, err := s.load(flags)
@@ -86,7 +87,7 @@ func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b
 	if s.Local.BuildTemplate == nil {
 		return fmt.Errorf("template build: %w", errNotHere)
 	}
-	local := TemplateBuild{Name: b.name, FromTar: b.fromTar, Resources: client.Resources{CPUs: b.cpus}}
+	local := TemplateBuild{Name: b.name, FromTar: b.fromTar, Force: b.noCache, Resources: client.Resources{CPUs: b.cpus}}
 	if err := sizes(&local.Resources, b.memory, b.disk); err != nil {
 		return err
 	}

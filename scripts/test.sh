@@ -18,8 +18,9 @@ scripts/check.sh
 step "build"
 make --no-print-directory build
 
-step "base template"
+step "stock templates"
 bin/caisson init --data .cache/test-data
+bin/caisson template build code-interpreter-v1 --data .cache/test-data
 
 export CAISSON_TEST_BIN="$PWD/bin/caisson" CAISSON_TEST_DATA="$PWD/.cache/test-data"
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,21 +29,21 @@ func Init(ctx context.Context, cfg config.Config, progress cli.Progress) error {
 		if err := unpackEngine(h.dir); err != nil {
 			return err
 		}
-		if _, _, err := h.catalog.EnsureBase(ctx, baseOptions(cfg, false, progress)); err != nil {
+		if _, _, err := h.catalog.EnsureBase(ctx, baseOptions(cfg, template.BaseName, false, progress)); err != nil {
 			return fmt.Errorf("base template: %w", err)
 		}
 		return h.collectImages(ctx, cfg.Build.CacheKeep)
 	})
 }
 
-func baseOptions(cfg config.Config, force bool, progress cli.Progress) template.BaseOptions {
+func baseOptions(cfg config.Config, name string, force bool, progress cli.Progress) template.BaseOptions {
 	var stage template.Stage
 	return template.BaseOptions{
 		Suite: cfg.Template.Suite, Mirror: cfg.Template.DebianMirror, Force: force,
 		Progress: func(p template.Progress) {
 			if p.Stage != stage && p.Stage != template.StageDone {
 				stage = p.Stage
-				progress("base template: "+string(stage), "")
+				progress(name+" template: "+string(stage), "")
 			}
 			switch {
 			case p.Line != "":
@@ -84,11 +85,17 @@ func buildTemplate(ctx context.Context, h *home, cfg config.Config, b cli.Templa
 		defer f.Close()
 		progress("write the image", b.FromTar)
 		return h.catalog.BuildTar(ctx, identity.DefaultTeam, b.Name, f, template.TarOptions{Resources: resourcesOf(b.Resources)})
-	case b.Name == template.BaseName:
-		return h.catalog.EnsureBase(ctx, baseOptions(cfg, true, progress))
-	default:
-		return template.Template{}, template.Build{}, fmt.Errorf("template %q: only %q is built from packages; give --from-tar FILE for another: %w", b.Name, template.BaseName, errdefs.ErrInvalidArgument)
 	}
+	t, build, err := h.catalog.EnsureStock(ctx, b.Name, baseOptions(cfg, b.Name, b.Force || b.Name == template.BaseName, progress))
+	if errdefs.IsNotFound(err) {
+		var names []string
+		for _, s := range template.StockTemplates() {
+			names = append(names, s.Name)
+		}
+		return t, build, fmt.Errorf("template %q: only %s are built from packages; give --from-tar FILE for another: %w",
+			b.Name, strings.Join(names, " and "), errdefs.ErrInvalidArgument)
+	}
+	return t, build, err
 }
 
 func resourcesOf(r client.Resources) provider.Resources {

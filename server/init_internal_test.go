@@ -14,7 +14,7 @@ import (
 func TestProgressOfABuild(t *testing.T) {
 	t.Parallel()
 	var got []string
-	o := baseOptions(config.Defaults(nil), false, func(step, detail string) { got = append(got, step+"|"+detail) })
+	o := baseOptions(config.Defaults(nil), template.BaseName, false, func(step, detail string) { got = append(got, step+"|"+detail) })
 	for _, p := range []template.Progress{
 		{Stage: template.StageInstall, Line: "unpacking"},
 		{Stage: template.StageInstall, Done: 1, Total: 2},

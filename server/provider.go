@@ -79,7 +79,7 @@ func (n *node) health(ctx context.Context) error {
 	if len(all) == 0 {
 		return cli.ErrNoTemplate
 	}
-	return nil
+	return n.preparing(ctx)
 }
 
 // destroyAll ends every sandbox, for servers that leave nothing behind.

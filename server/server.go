@@ -187,6 +187,7 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	work.Go(func() error { return ended(n.meter.Run(workCtx)) })
 	work.Go(func() error { return ended(n.builds.Run(workCtx)) })
 	work.Go(func() error { return ended(n.maintain(workCtx)) })
+	work.Go(func() error { return ended(n.saveTemplates(workCtx)) })
 
 	// Until the sandboxes of the last run are taken over, connections wait in
 	// the listener's queue: a known sandbox must not answer "not found".

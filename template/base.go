@@ -49,11 +49,17 @@ type BaseOptions struct {
 	// Progress, when set, is called from one goroutine at a time and must
 	// return quickly.
 	Progress func(Progress)
+
+	// hooks are further options of mmdebstrap, room is what the tree needs on
+	// disk; see Stock.
+	hooks []string
+	room  int64
 }
 
 func (o BaseOptions) withDefaults() BaseOptions {
 	o.Suite = cmp.Or(o.Suite, DefaultSuite)
 	o.TempDir = cmp.Or(o.TempDir, os.TempDir())
+	o.room = cmp.Or(o.room, tempRoom)
 	if len(o.Packages) == 0 {
 		o.Packages = BasePackages()
 	}
@@ -107,7 +113,7 @@ func BuildBase(ctx context.Context, images *image.Store, o BaseOptions) (Built, 
 	if err := o.validate(); err != nil {
 		return Built{}, err
 	}
-	key := newRecipe(o.Suite, o.Packages).key()
+	key := newRecipe(o).key()
 	if !o.Force {
 		b, err := findBuilt(images, key)
 		if err == nil || !errdefs.IsNotFound(err) {
@@ -140,7 +146,7 @@ func checkHost(images *image.Store, o BaseOptions) (tool string, err error) {
 	if err := images.CheckSpace(imageRoom); err != nil {
 		return "", fmt.Errorf("store for images: %w", err)
 	}
-	if err := image.CheckSpace(o.TempDir, tempRoom); err != nil {
+	if err := image.CheckSpace(o.TempDir, o.room); err != nil {
 		return "", fmt.Errorf("temporary files: %w", err)
 	}
 	return tool, nil
@@ -246,7 +252,8 @@ func (b baseBuild) arguments(packages, aptOptions []string) []string {
 	for _, o := range append([]string{`Acquire::Languages "none";`, `Acquire::Retries "3";`}, aptOptions...) {
 		args = append(args, "--aptopt="+o)
 	}
-	return append(args, "--customize-hook="+archiveLocale, b.Suite, "-", "-")
+	args = append(append(args, "--customize-hook="+archiveLocale), b.hooks...)
+	return append(args, b.Suite, "-", "-")
 }
 
 // archiveLocale puts the one locale into an archive. Without it every program

@@ -41,26 +41,7 @@ func NewCatalog(store Store, images *image.Store) *Catalog {
 // replaced only with o.Force. Errors are those of BuildBase; the template is
 // then as it was.
 func (c *Catalog) EnsureBase(ctx context.Context, o BaseOptions) (Template, Build, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	o = o.withDefaults()
-	if !o.Force {
-		t, b, err := c.Resolve(ctx, identity.DefaultTeam, BaseName)
-		if err == nil && c.current(b, o) {
-			return t, b, nil
-		}
-		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-			return Template{}, Build{}, err
-		}
-	}
-	started := time.Now()
-	built, err := BuildBase(ctx, c.images, o)
-	if err != nil {
-		return Template{}, Build{}, err
-	}
-	return c.record(ctx, identity.DefaultTeam, BaseName, true, started, Build{
-		Source: built.Manifest.Source, Rootfs: built.Rootfs, User: built.User, Workdir: built.Workdir, Env: built.Env,
-	})
+	return c.EnsureStock(ctx, BaseName, o)
 }
 
 // current says whether a build of base need not be made again.
@@ -69,7 +50,7 @@ func (c *Catalog) current(b Build, o BaseOptions) bool {
 	if err != nil {
 		return false
 	}
-	return m.Recipe == "" || m.Recipe == newRecipe(o.Suite, o.Packages).key()
+	return m.Recipe == "" || m.Recipe == newRecipe(o).key()
 }
 
 // BuildTar makes a template of a tar stream, or a new build of the team's own

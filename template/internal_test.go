@@ -305,11 +305,15 @@ Version: 3.134
 
 func TestRecipeKey(t *testing.T) {
 	t.Parallel()
-	a := newRecipe("bookworm", []string{"b", "a", "a"}).key()
-	if got := newRecipe("bookworm", []string{"a", "b"}).key(); got != a {
+	a := newRecipe(BaseOptions{Suite: "bookworm", Packages: []string{"b", "a", "a"}}).key()
+	if got := newRecipe(BaseOptions{Suite: "bookworm", Packages: []string{"a", "b"}}).key(); got != a {
 		t.Error("order and repetition of packages change the key")
 	}
-	for _, other := range []recipe{newRecipe("trixie", []string{"a", "b"}), newRecipe("bookworm", []string{"a"})} {
+	for _, other := range []recipe{
+		newRecipe(BaseOptions{Suite: "trixie", Packages: []string{"a", "b"}}),
+		newRecipe(BaseOptions{Suite: "bookworm", Packages: []string{"a"}}),
+		newRecipe(BaseOptions{Suite: "bookworm", Packages: []string{"a", "b"}, hooks: []string{"h"}}),
+	} {
 		if other.key() == a {
 			t.Errorf("%+v has the key of another recipe", other)
 		}

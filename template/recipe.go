@@ -47,14 +47,16 @@ type recipe struct {
 	NPM      string   `json:"npm"`
 	// Files is the digest of every file that finalisation writes.
 	Files string `json:"files"`
+	// Hooks are what else is done to the tree.
+	Hooks []string `json:"hooks,omitempty"`
 }
 
-func newRecipe(suite string, packages []string) recipe {
-	sorted := slices.Clone(packages)
+func newRecipe(o BaseOptions) recipe {
+	sorted := slices.Clone(o.Packages)
 	slices.Sort(sorted)
 	return recipe{
-		Version: recipeVersion, Suite: suite, Arch: runtime.GOARCH,
-		Packages: slices.Compact(sorted), NPM: npmVersion, Files: filesDigest(suite),
+		Version: recipeVersion, Suite: o.Suite, Arch: runtime.GOARCH,
+		Packages: slices.Compact(sorted), NPM: npmVersion, Files: filesDigest(o.Suite), Hooks: o.hooks,
 	}
 }
 

@@ -1,7 +1,7 @@
 // Package template keeps templates and their builds: what a sandbox starts
-// from. The stock "base" template is built from Debian packages or from a tar
-// file here; recipes are queued by package template/queue and carried out by an
-// Executor.
+// from. The stock templates are built from Debian packages (StockTemplates), others
+// from a tar file here; recipes are queued by package template/queue and carried
+// out by an Executor.
 package template
 
 import (

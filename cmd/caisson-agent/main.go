@@ -34,10 +34,12 @@ import (
 
 const usage = `usage: caisson-agent [--control-fd=N] [--listen=ADDR] [--forward=ADDR] [--token=TOKEN] [--user=NAME] [--version]
        caisson-agent setup REQUEST
+       caisson-agent interpreter
 
 As pid 1 of a sandbox it takes no flags: control on descriptor 3, the agent
 protocol on :49983, dialled ports on :49982. The second form is for template
-builds, which run it in a sandbox of their own; REQUEST is JSON.
+builds, which run it in a sandbox of their own; REQUEST is JSON. As interpreter
+it is the code interpreter on :49999.
 `
 
 type options struct {
@@ -50,6 +52,13 @@ type options struct {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == setup.Command {
 		os.Exit(setup.Main(os.Args[2:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "interpreter" {
+		if err := interpreter(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "caisson-agent interpreter:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	var o options
 	fs := flag.NewFlagSet("caisson-agent", flag.ContinueOnError)

@@ -8,7 +8,7 @@ ENGINE_ABI := 1
 EMBED_DIR      := internal/embedded/bin
 GVISOR_VERSION := $(shell awk '$$1 == "gvisor.dev/gvisor" {print $$2}' engine/go.mod)
 ENGINE_SOURCES := $(shell find engine \( -name '*.go' -o -name '*.s' -o -name '*.json' -o -name 'go.*' \) ! -name '*_test.go')
-AGENT_SOURCES  := $(shell find agent cmd/caisson-agent -name '*.go' ! -name '*_test.go') go.mod
+AGENT_SOURCES  := $(shell find agent codeinterp cmd/caisson-agent -type f ! -name '*_test.go') go.mod
 PACK_SOURCES   := internal/embedded/cmd/pack/main.go
 
 .PHONY: engine

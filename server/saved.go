@@ -1,0 +1,133 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/template"
+	"github.com/caisson-dev/caisson/template/queue"
+)
+
+// stockEvery is how often a stock template is looked for that was built into the
+// data directory while the server ran.
+const stockEvery = 15 * time.Second
+
+// system is who begins the builds of this file.
+func system(team identity.TeamID) identity.Principal {
+	return identity.Principal{Team: team, KeyID: "system"}
+}
+
+// saveTemplates has memory saved for templates that have a start command and
+// none, or that of an engine which this server cannot take up: those that were
+// built from packages, and all of them after an upgrade. Each is a new build,
+// which takes the place of the one before when it is ready.
+func (n *node) saveTemplates(ctx context.Context) error {
+	n.renewMemory(ctx)
+	tick := time.NewTicker(stockEvery)
+	defer tick.Stop()
+	for {
+		for _, s := range template.StockTemplates() {
+			if s.Start != "" {
+				n.finishStock(ctx, s)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// finishStock builds a stock template's memory unless that was done or tried.
+func (n *node) finishStock(ctx context.Context, s template.Stock) {
+	t, b, err := n.home.catalog.Resolve(ctx, identity.DefaultTeam, s.Name)
+	if errdefs.IsNotFound(err) || ctx.Err() != nil {
+		return
+	}
+	if err == nil && b.Artifact == nil {
+		err = n.rebuild(ctx, t, b, queue.Recipe{Template: s.Name, Start: s.Start, Ready: s.Ready})
+	}
+	if err != nil {
+		n.log.Warn("memory of a stock template cannot be saved", slog.String("template", s.Name), slog.Any("error", err))
+	}
+}
+
+// renewMemory begins builds of templates whose memory does not fit this engine.
+func (n *node) renewMemory(ctx context.Context) {
+	all, err := n.home.store.ListTemplates(ctx, "")
+	if err != nil {
+		n.log.Warn("templates cannot be listed", slog.Any("error", err))
+		return
+	}
+	for _, t := range all {
+		b, err := n.home.catalog.Build(ctx, t.Current)
+		if err != nil || b.Artifact == nil || b.FromSandbox() || n.prov.Fits(*b.Artifact) == nil {
+			continue
+		}
+		if err := n.rebuild(ctx, t, b, queue.Recipe{Template: string(t.ID), Start: b.Start, Ready: b.Ready}); err != nil {
+			n.log.Warn("memory of a template cannot be renewed", slog.String("template", string(t.ID)), slog.Any("error", err))
+		}
+	}
+}
+
+// rebuild queues a build of a template on itself, with the resources that it has,
+// unless one came after b.
+func (n *node) rebuild(ctx context.Context, t template.Template, b template.Build, r queue.Recipe) error {
+	builds, err := n.home.store.ListBuilds(ctx, t.ID)
+	if err != nil {
+		return err
+	}
+	for _, x := range builds {
+		if x.ID != b.ID && x.CreatedAt.After(b.CreatedAt) {
+			return nil // it waits, is under way, or has failed for a reason that it gives
+		}
+	}
+	who := system(t.Team)
+	ask := queue.Request{Name: string(t.ID)}
+	if b.Resources.CPUs > 0 {
+		ask.CPUs = new(int32(b.Resources.CPUs))
+	}
+	if b.Resources.MemoryMiB > 0 {
+		ask.MemoryMiB = new(b.Resources.MemoryMiB)
+	}
+	if b.Resources.DiskMiB > 0 {
+		ask.FreeDiskMiB = new(b.Resources.DiskMiB)
+	}
+	_, made, err := n.builds.Register(ctx, who, ask)
+	if err != nil {
+		return err
+	}
+	if err := n.builds.Start(ctx, who, string(t.ID), made.ID, r); err != nil {
+		return err
+	}
+	n.log.Info("memory of a template is being saved", slog.String("template", t.Names[0]), slog.String("build", string(made.ID)))
+	return nil
+}
+
+// preparing is the error of a server whose stock templates are not ready yet;
+// creates of others work.
+func (n *node) preparing(ctx context.Context) error {
+	for _, s := range template.StockTemplates() {
+		if s.Start == "" {
+			continue
+		}
+		t, b, err := n.home.catalog.Resolve(ctx, identity.DefaultTeam, s.Name)
+		if err != nil || b.Artifact != nil {
+			continue
+		}
+		builds, err := n.home.store.ListBuilds(ctx, t.ID)
+		if err != nil {
+			return err
+		}
+		if len(builds) == 0 || builds[0].Status != template.Failed { // the newest
+			return fmt.Errorf("template %q is being prepared: its start command runs, and its memory is saved", s.Name)
+		}
+	}
+	return nil
+}
