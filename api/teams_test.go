@@ -45,7 +45,7 @@ func TestOtherTeamsSandboxes(t *testing.T) {
 	const nobody = "iaaaaaaaaaaaaaaaaaaaa"
 	bodies := map[string]any{
 		"timeout": map[string]int{"timeout": 10, "timeoutSeconds": 10}, "connect": map[string]int{"timeout": 10},
-		"budget": map[string]int{"cpuSeconds": 5},
+		"budget": map[string]int{"cpuSeconds": 5}, "rollback": map[string]string{"snapshot": "none"},
 	}
 	for _, r := range routes(t) {
 		body, ok := bodies[r[1][strings.LastIndex(r[1], "/")+1:]]

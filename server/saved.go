@@ -110,6 +110,26 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 	return nil
 }
 
+// prepareLimit is how long a start waits for stock templates; the server answers
+// meanwhile, and creates of other templates work.
+const prepareLimit = time.Minute
+
+// awaitPrepared waits until stock templates can be created from.
+func (n *node) awaitPrepared(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
+	defer cancel()
+	for first := true; n.preparing(ctx) != nil; first = false {
+		if first {
+			n.opts.Progress("prepare the code interpreter", "")
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // preparing is the error of a server whose stock templates are not ready yet;
 // creates of others work.
 func (n *node) preparing(ctx context.Context) error {

@@ -394,7 +394,14 @@ func (s *Stub) start(sb client.Sandbox, env map[string]string) (*box, error) {
 		defer close(done)
 		_ = a.Run(ctx)
 	}()
-	dir := s.t.TempDir()
+	// Not the test's own: a command that outlives its sandbox for a moment may
+	// still write here while that is being removed.
+	dir, err := os.MkdirTemp("", "caisson-stub-")
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s.t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	err = a.Init(ctx, control.Init{SandboxID: sb.ID, AccessToken: sb.AgentToken, EnvVars: env, DefaultUser: "root", DefaultWorkdir: dir})
 	b := &box{
 		sb: sb, token: sb.AgentToken, stop: func() { cancel(); <-done },
