@@ -85,7 +85,7 @@ func (m *Manager) planned(ctx context.Context, who identity.Principal, r CreateR
 	if err != nil {
 		return nil, err
 	}
-	if warm && c.from == nil {
+	if warm && canBeWarm(c.build) {
 		m.takeWarm(c)
 	}
 	if c.sb.Sealed, err = m.seal(c.sb.ID, guestOf(m.cfg, c.build, r)); err != nil {

@@ -80,11 +80,14 @@ func (m *Manager) makeWarm(ctx context.Context, k pool.Key, id string) (provider
 	if err := m.admission.fits(); err != nil {
 		return nil, err
 	}
-	box, err := m.deps.Provider.Create(ctx, provider.Spec{
+	if !canBeWarm(build) {
+		return nil, fmt.Errorf("build %s is a snapshot: %w", build.ID, errdefs.ErrFailedPrecondition)
+	}
+	box, err := m.startIn(ctx, provider.Spec{
 		SandboxID: id, Hostname: id, Rootfs: build.Rootfs, Resources: k.Resources,
 		Labels: map[string]string{"caisson.pool": "warm", "caisson.node": m.cfg.Node},
 		Egress: nowhere{}, Deadline: clock().Add(warmLease),
-	})
+	}, build.Artifact)
 	if err != nil {
 		return nil, fmt.Errorf("create box: %w", err)
 	}
@@ -157,8 +160,7 @@ func (m *Manager) planPool(ctx context.Context) {
 				if k := bootedKey(build.Rootfs, res); plan.Most() > 0 && m.cfg.Pool.Booted > 0 {
 					plans[k], labels[k] = pool.Plan{Hot: m.cfg.Pool.Booted}, label
 				}
-				if build.Artifact != nil {
-					// What was saved would run on, without its network and its identity.
+				if !canBeWarm(build) {
 					m.log.WarnContext(ctx, "a snapshot cannot be kept warm", slog.String("template", ref))
 					continue
 				}
@@ -174,6 +176,11 @@ func (m *Manager) planPool(ctx context.Context) {
 	}
 	m.pool.SetPlan(plans, labels)
 }
+
+// canBeWarm is false for a snapshot: somebody's processes would run on, without
+// their network and their identity. What a template's start command left running
+// is made for that: it knew neither when it was saved.
+func canBeWarm(b template.Build) bool { return b.Artifact == nil || !b.FromSandbox() }
 
 func keyOf(build template.Build, res provider.Resources) pool.Key {
 	return pool.Key{Build: string(build.ID), Resources: res}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caisson-dev/caisson/pool"
 	"github.com/caisson-dev/caisson/sandbox"
+	"github.com/caisson-dev/caisson/template"
 )
 
 // warmConfig keeps n boxes of the base template warm.
@@ -85,6 +86,53 @@ func TestWarmCreate(t *testing.T) {
 	p.halt()
 	if got := w.boxes.ids(); !slices.Equal(got, []string{string(sb.ID)}) {
 		t.Errorf("boxes after a stop %v, want only the sandbox's", got)
+	}
+}
+
+// A template's saved memory, with its start command running, is kept warm; a
+// snapshot, which is somebody's sandbox, is not.
+func TestWarmMemory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	snap := save(t, p, create(t, p).ID, "point")
+	b := snap.Build
+	b.ID, b.Template, b.Sealed, b.Sandbox = "served-build", "served", "", ""
+	served := template.Template{ID: "served", Team: alice.Team, Names: []string{"served"}, Current: b.ID}
+	if err := w.db.PutTemplate(t.Context(), served, b); err != nil {
+		t.Fatal(err)
+	}
+	p.halt()
+	before := w.boxes.ids()
+
+	cfg := testConfig()
+	cfg.Pool = sandbox.Pool{Plans: map[string]pool.Plan{"served": {Hot: 1}, "point": {Hot: 1}}, MaxDemand: 4}
+	p = w.boot(t, cfg).run(t)
+	warmed(t, p, 1)
+	if all := p.PoolStatus(); len(all) != 1 || all[0].Key.Build != "served-build" {
+		t.Errorf("pool: %+v, want the template alone", all)
+	}
+	warm := slices.DeleteFunc(w.boxes.ids(), func(id string) bool { return slices.Contains(before, id) })
+	r := request()
+	r.Template = "point"
+	if sb, err := p.Create(t.Context(), alice, r); err != nil || slices.Contains(warm, string(sb.ID)) {
+		t.Errorf("create of the snapshot = %s, %v; warm were %v", sb.ID, err, warm)
+	}
+	r.Template = "served"
+	sb, err := p.Create(t.Context(), alice, r)
+	if err != nil || !slices.Contains(warm, string(sb.ID)) {
+		t.Fatalf("create of the template = %s, %v; want one of %v", sb.ID, err, warm)
+	}
+	x := w.boxes.get(sb.ID)
+	w.boxes.mu.Lock()
+	defer w.boxes.mu.Unlock()
+	if x.from != b.Artifact.ID || x.prepared.AccessToken != "" || x.init.AccessToken != w.seed.AgentToken(string(sb.ID)).Reveal() {
+		t.Errorf("it runs from %s, was told %+v ahead and %+v", x.from, x.prepared, x.init)
+	}
+	for _, s := range p.PoolStatus() {
+		if s.Key.Build == string(snap.Build.ID) && s.Hot+s.Making+s.Target > 0 {
+			t.Errorf("a snapshot is kept warm: %+v", s)
+		}
 	}
 }
 
