@@ -65,6 +65,12 @@ func BuildTemplate(ctx context.Context, cfg config.Config, b cli.TemplateBuild, 
 		if err != nil {
 			return err
 		}
+		if b.FromTar == "" {
+			if err := finishHere(ctx, cfg, h, b.Name, progress); err != nil {
+				// Its files are there, and the next server tries again.
+				progress("save its memory: left to the server", err.Error())
+			}
+		}
 		out = client.Template{ID: string(t.ID), Names: t.Names, Public: t.Public, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt}
 		if b.FromTar != "" || b.Resources == (client.Resources{}) {
 			return nil

@@ -2,13 +2,17 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/caisson-dev/caisson/cli"
+	"github.com/caisson-dev/caisson/config"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/telemetry"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/caisson-dev/caisson/template/queue"
 )
@@ -42,6 +46,48 @@ func (n *node) saveTemplates(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// finishHere is for a stock template that was built while no server runs: this
+// process does for a moment what one would. With one that runs it does nothing.
+func finishHere(ctx context.Context, cfg config.Config, h *home, name string, progress cli.Progress) (err error) {
+	s, err := template.StockTemplate(name)
+	if err != nil || s.Start == "" {
+		return err
+	}
+	lock, err := h.lock()
+	if errdefs.IsFailedPrecondition(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	log := slog.New(slog.DiscardHandler)
+	n := &node{cfg: cfg, log: log, home: h, opts: cli.ServeOptions{Log: log, Metrics: telemetry.NewMetrics(""), Progress: progress}}
+	if err := n.build(ctx, progress); err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, n.prov.Close(), n.gateway.Close(context.WithoutCancel(ctx)))
+	}()
+	if err := n.prov.Probe(ctx); err != nil {
+		return err
+	}
+	work, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- ended(n.builds.Run(work)) }()
+	defer func() { stop(); err = errors.Join(err, <-done) }()
+	n.finishStock(ctx, s)
+	n.awaitPrepared(ctx)
+	t, b, err := h.catalog.Resolve(ctx, identity.DefaultTeam, name)
+	if err != nil || b.Artifact != nil {
+		return err
+	}
+	if builds, err := h.store.ListBuilds(ctx, t.ID); err == nil && builds[0].Reason != "" {
+		return errors.New(builds[0].Reason)
+	}
+	return errors.New("it takes too long")
 }
 
 // finishStock builds a stock template's memory unless that was done or tried.

@@ -164,8 +164,8 @@ func (s *Server) Kill9() {
 	s.http.CloseIdleConnections()
 }
 
-// CopyData makes a data directory at dst with the templates of src. Image files
-// are hard-linked, so that a copy costs nothing; everything else is copied, but
+// CopyData makes a data directory at dst with the templates of src. Images and
+// saved memory, which nobody writes to, are hard-linked, so that a copy costs nothing; everything else is copied, but
 // for the run files of a server.
 func CopyData(src, dst string) error {
 	return filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
@@ -188,7 +188,7 @@ func CopyData(src, dst string) error {
 			return os.MkdirAll(to, info.Mode().Perm())
 		case !d.Type().IsRegular() || strings.HasSuffix(path, ".log"):
 			return nil
-		case strings.HasSuffix(path, ".erofs"):
+		case strings.HasSuffix(path, ".erofs"), strings.HasPrefix(rel, "snapshots"+string(filepath.Separator)):
 			return os.Link(path, to)
 		}
 		info, err := d.Info()

@@ -6,17 +6,9 @@ import { isNew, test } from './harness.mjs';
 const skip = isNew ? undefined : 'the code interpreter SDK goes with the newest SDK only';
 const { Sandbox } = skip ? {} : await import('@e2b/code-interpreter');
 
-const healthy = 'curl -fsS -m 2 -o /dev/null http://localhost:49999/health';
-
 async function interpreter(t) {
   const box = await Sandbox.create({ timeoutMs: 300_000 });
   t.after(() => box.kill());
-  // A template whose build has no start command yet is started by hand.
-  const there = await box.commands.run(`${healthy} || echo no`);
-  if (there.stdout) {
-    await box.commands.run('/.caisson/caisson-agent interpreter', { background: true, user: 'root', timeoutMs: 0 });
-    await box.commands.run(`for i in $(seq 200); do ${healthy} && exit; sleep .2; done; exit 1`, { timeoutMs: 60_000 });
-  }
   return box;
 }
 

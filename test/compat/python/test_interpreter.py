@@ -14,23 +14,14 @@ from e2b import NotFoundException, SandboxException, TimeoutException  # noqa: E
 from e2b_code_interpreter import AsyncSandbox, Sandbox  # noqa: E402
 from e2b_code_interpreter.charts import ChartType  # noqa: E402
 
-START = "/.caisson/caisson-agent interpreter"
 HEALTHY = "for i in $(seq 200); do curl -fsS -m 2 -o /dev/null http://localhost:49999/health && exit; sleep .2; done; exit 1"
-
-
-def started(box):
-    """A template whose build has no start command yet is started by hand."""
-    if box.commands.run("curl -fsS -m 2 -o /dev/null http://localhost:49999/health || echo no").stdout:
-        box.commands.run(START, background=True, user="root", timeout=0)
-        box.commands.run(HEALTHY, timeout=60)
-    return box
 
 
 @pytest.fixture(scope="module")
 def box():
     box = Sandbox.create(timeout=600, envs={"GLOBAL": "everywhere"})
     try:
-        yield started(box)
+        yield box
     finally:
         box.kill()
 
@@ -276,7 +267,7 @@ def test_large_output(box):
 
 
 def test_many_contexts():
-    box = started(Sandbox.create(timeout=600))
+    box = Sandbox.create(timeout=600)
     try:
         contexts = [box.create_code_context() for _ in range(20)]
         for i, context in enumerate(contexts):
@@ -290,7 +281,7 @@ def test_many_contexts():
 
 
 def test_killed_while_running():
-    box = started(Sandbox.create(timeout=600))
+    box = Sandbox.create(timeout=600)
 
     async def both():
         other = await AsyncSandbox.connect(box.sandbox_id)
