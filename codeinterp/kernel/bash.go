@@ -34,6 +34,59 @@ type bash struct {
 	count   int
 	globals map[string]string
 	work    sync.WaitGroup
+
+	mu   sync.Mutex
+	cell chan struct{} // closed when the cell that runs ends; nil between cells
+}
+
+// How often an interrupt is said again, and how many times.
+const (
+	interruptAgain = 300 * time.Millisecond
+	interrupts     = 5
+)
+
+// Interrupt implements Kernel. A shell that waits for a command ends its loop
+// only if the signal ended the command; one that reaches a child between its
+// fork and its program does not, and nothing is interrupted. So it is said again
+// while the same cell runs.
+func (b *bash) Interrupt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.process.Interrupt()
+	if b.cell != nil {
+		go b.insist(b.cell)
+	}
+}
+
+func (b *bash) insist(cell chan struct{}) {
+	for range interrupts - 1 {
+		select {
+		case <-cell:
+			return
+		case <-b.done:
+			return
+		case <-time.After(interruptAgain):
+		}
+		b.mu.Lock()
+		if b.cell == cell {
+			b.process.Interrupt()
+		}
+		b.mu.Unlock()
+	}
+}
+
+// begin and end are around what a cell runs.
+func (b *bash) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cell = make(chan struct{})
+}
+
+func (b *bash) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.cell)
+	b.cell = nil
 }
 
 // StartBash starts a shell that keeps its files in dir, which it makes and
@@ -149,7 +202,9 @@ func (b *bash) Execute(_ context.Context, c Cell, emit func(Event)) error {
 			return err
 		}
 	}
+	b.begin()
 	err := b.run("source "+quote(cell)+" </dev/null\n", emit)
+	b.end()
 	if err != nil || len(c.Env) == 0 {
 		return err
 	}
