@@ -34,6 +34,7 @@ type Box struct {
 	mu           sync.Mutex
 	net          *vnet.Network
 	ctl          *control.Client
+	made         bool // the engine has it
 	ended        bool
 	disconnected bool
 	// cpuSeen is the CPU time last seen, cpuBefore what was used before a claim:
@@ -53,6 +54,13 @@ func (b *Box) Control() *control.Client {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.ctl
+}
+
+// isMade is false while a create waits for the engine.
+func (b *Box) isMade() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.made
 }
 
 func (b *Box) network() *vnet.Network {

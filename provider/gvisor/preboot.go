@@ -73,6 +73,9 @@ func (p *Provider) Preboot(ctx context.Context, spec provider.PrebootSpec) (_ pr
 		return nil, fmt.Errorf("preboot: engine sent %d files, want 2: %w", len(files), errdefs.ErrInternal)
 	}
 	pre.files = files
+	pre.box.mu.Lock()
+	pre.box.made = true
+	pre.box.mu.Unlock()
 	return pre, nil
 }
 

@@ -99,7 +99,7 @@ func (p *Provider) settle(ctx context.Context) {
 	p.mu.Lock()
 	ours := slices.Collect(maps.Values(p.boxes))
 	p.mu.Unlock()
-	ours = slices.DeleteFunc(ours, func(b *Box) bool { return b.network() == nil })
+	ours = slices.DeleteFunc(ours, func(b *Box) bool { return !b.isMade() })
 	listed, err := p.list(ctx)
 	if err != nil {
 		p.log.Error("list boxes after reconnecting", slog.Any("error", err))
