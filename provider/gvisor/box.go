@@ -36,6 +36,7 @@ type Box struct {
 	ctl          *control.Client
 	ended        bool
 	disconnected bool
+	prebooted    bool // it waits in the engine, without a network
 	// cpuSeen is the CPU time last seen, cpuBefore what was used before a claim:
 	// it is not the claimer's.
 	cpuSeen, cpuBefore time.Duration
