@@ -37,6 +37,15 @@ func (p *Pool) SetPlan(plans map[Key]Plan, labels map[Key]Label) {
 	p.poke()
 }
 
+// Planned reports whether boxes of a key are kept, now or at another time, whatever
+// the demand.
+func (p *Pool) Planned(k Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shelves[k]
+	return s != nil && s.plan.Most() > 0
+}
+
 // Run keeps every key at its target until ctx ends, and then destroys what is
 // left.
 func (p *Pool) Run(ctx context.Context) {
