@@ -54,8 +54,9 @@ type Server struct {
 	http  *http.Server
 	agent *http.Client
 
-	mu       sync.Mutex // guards contexts and closed
+	mu       sync.Mutex // guards what follows
 	contexts []*Context // in the order they were made
+	making   int        // contexts that are to be there soon
 	closed   bool
 }
 

@@ -2,6 +2,7 @@ package codeinterp
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
 	"sync"
@@ -34,9 +35,10 @@ type Context struct {
 	defaultOf string
 	// turn is held by whoever uses the kernel; those who wait get it in order.
 	turn chan struct{}
-	// token is the access token under which the variables were read.
-	// Belongs to the holder of turn.
-	token string
+	// token is a hash of the access token under which the variables were read:
+	// what is in memory comes into snapshots, and a copy must not have the token
+	// of its source. Belongs to the holder of turn.
+	token [sha256.Size]byte
 	read  bool
 	known map[string]string
 	// warm asks for modules imported beforehand in the first kernel, which a
@@ -102,7 +104,7 @@ func (c *Context) running(ctx context.Context) (kernel.Kernel, error) {
 	k, err := start(context.WithoutCancel(ctx), kernel.Runtime(c.Language), c.Cwd)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.kernel, c.read, c.token, c.known = k, false, "", nil
+	c.kernel, c.read, c.token, c.known = k, false, [sha256.Size]byte{}, nil
 	if err != nil {
 		c.kernel = nil
 		return nil, err

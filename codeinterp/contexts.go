@@ -41,24 +41,30 @@ func (s *Server) addLocked(language, cwd, defaultOf string) *Context {
 // create makes a context and starts its kernel.
 func (s *Server) create(ctx context.Context, language, cwd string) (*Context, error) {
 	s.mu.Lock()
-	n := len(s.contexts)
-	s.mu.Unlock()
-	if n >= maxContexts {
+	if len(s.contexts)+s.making >= maxContexts {
+		s.mu.Unlock()
 		return nil, fmt.Errorf("a sandbox has at most %d contexts: %w", maxContexts, errTooMany)
 	}
+	s.making++
+	s.mu.Unlock()
 	c := newContext(s, newID(), language, cwd)
-	if err := c.start(ctx); err != nil {
-		return nil, err
+	err := c.start(ctx)
+	if err == nil {
+		// Nobody knows its id who could remove it.
+		err = context.Cause(ctx)
 	}
 	s.mu.Lock()
-	closed := s.closed
-	if !closed {
+	s.making--
+	if err == nil && s.closed {
+		err = errors.New("the code interpreter is ending")
+	}
+	if err == nil {
 		s.contexts = append(s.contexts, c)
 	}
 	s.mu.Unlock()
-	if closed {
+	if err != nil {
 		c.close()
-		return nil, errors.New("the code interpreter is ending")
+		return nil, err
 	}
 	return c, nil
 }

@@ -2,6 +2,7 @@ package codeinterp
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -20,7 +21,8 @@ const (
 // yet: all of them at its first cell, and at the first cell under another
 // access token, which a copy of this sandbox has. The caller has the turn.
 func (c *Context) globals(ctx context.Context, token string) map[string]string {
-	if c.server.cfg.AgentURL == "" || c.read && c.token == token {
+	mark := sha256.Sum256([]byte(token))
+	if c.server.cfg.AgentURL == "" || c.read && c.token == mark {
 		return nil
 	}
 	vars, ok := c.server.variables(ctx, token)
@@ -28,7 +30,7 @@ func (c *Context) globals(ctx context.Context, token string) map[string]string {
 		return nil
 	}
 	first := !c.read || !maps.Equal(vars, c.known)
-	c.read, c.token, c.known = true, token, vars
+	c.read, c.token, c.known = true, mark, vars
 	if !first {
 		return nil
 	}

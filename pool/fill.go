@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/caisson-dev/caisson/provider"
@@ -35,6 +36,15 @@ func (p *Pool) SetPlan(plans map[Key]Plan, labels map[Key]Label) {
 	}
 	p.mu.Unlock()
 	p.poke()
+}
+
+// Planned reports whether boxes of a key are kept, now or at another time, whatever
+// the demand.
+func (p *Pool) Planned(k Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shelves[k]
+	return s != nil && s.plan.Most() > 0
 }
 
 // Run keeps every key at its target until ctx ends, and then destroys what is
@@ -96,7 +106,7 @@ func (p *Pool) reconcile(ctx context.Context) {
 		}
 		for _, it := range s.boxes {
 			if !it.renewing && it.leased.Sub(now) < p.o.Lease/2 {
-				p.renew(ctx, it, now)
+				p.renew(ctx, s, it, now)
 			}
 		}
 		if target == 0 && len(s.boxes) == 0 && s.making == 0 && s.lent == 0 && s.demand.idle(now) && len(s.waiters) == 0 {
@@ -182,9 +192,9 @@ func (p *Pool) drop(s *shelf) {
 	p.garbage = append(p.garbage, it.box)
 }
 
-// renew moves the time at which a box ends if this server dies. The caller
-// holds mu.
-func (p *Pool) renew(ctx context.Context, it *item, now time.Time) {
+// renew moves the time at which a box ends if this server dies, and looks at what
+// it takes by now: what runs in a hot box may grow. The caller holds mu.
+func (p *Pool) renew(ctx context.Context, s *shelf, it *item, now time.Time) {
 	d, ok := it.box.(provider.Deadliner)
 	it.leased = now.Add(p.o.Lease)
 	if !ok {
@@ -196,8 +206,13 @@ func (p *Pool) renew(ctx context.Context, it *item, now time.Time) {
 		ctx, cancel := context.WithTimeout(ctx, renewLimit)
 		defer cancel()
 		err := d.SetDeadline(ctx, to)
+		st, unknown := it.box.Stats(ctx)
 		p.mu.Lock()
 		it.renewing = false
+		if unknown == nil && slices.Contains(s.boxes, it) {
+			bytes := max(st.MemoryBytes, LeastBytes)
+			p.bytes, it.bytes = p.bytes+bytes-it.bytes, bytes
+		}
 		p.mu.Unlock()
 		if err != nil && !errors.Is(err, context.Canceled) {
 			p.o.Log.WarnContext(ctx, "lease of warm box could not be renewed", slog.String("box", it.box.Handle().ID), slog.Any("error", err))

@@ -89,6 +89,8 @@ func (b *box) Destroy(context.Context) error {
 }
 
 func (b *box) Stats(context.Context) (provider.Stats, error) {
+	b.host.mu.Lock()
+	defer b.host.mu.Unlock()
 	return provider.Stats{MemoryBytes: b.host.bytes}, nil
 }
 
@@ -470,6 +472,31 @@ func TestRefillWaitsForQuiet(t *testing.T) {
 			if got := hot(p, small); got < 2 {
 				t.Fatalf("hot = %d under steady creates, want it to be refilled", got)
 			}
+		}
+	})
+}
+
+// What runs in a box may take more than it took in the beginning.
+func TestBoxesThatGrow(t *testing.T) {
+	t.Parallel()
+	h := &host{}
+	start(t, h, pool.Options{Lease: 4 * time.Minute, MaxBytes: 10 * pool.LeastBytes}, func(p *pool.Pool) {
+		p.SetPlan(plan(small, 1), nil)
+		time.Sleep(time.Second)
+		h.mu.Lock()
+		h.bytes = 9 * pool.LeastBytes
+		h.mu.Unlock()
+		time.Sleep(3 * time.Minute)
+		if all := p.Status(); len(all) != 1 || all[0].Bytes != 9*pool.LeastBytes {
+			t.Errorf("pool: %+v, want a box of %d bytes", all, 9*pool.LeastBytes)
+		}
+		h.mu.Lock()
+		h.bytes = 0 // of those that are made now
+		h.mu.Unlock()
+		p.SetPlan(plan(small, 4), nil)
+		time.Sleep(30 * time.Second)
+		if got := h.ids(); len(got) != 2 {
+			t.Errorf("boxes %v, want one more within the limit", got)
 		}
 	})
 }

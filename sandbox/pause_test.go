@@ -527,3 +527,23 @@ func TestSealedEnvironmentIsItsOwn(t *testing.T) {
 	}
 	checkPaused(t, p, mine.ID)
 }
+
+// A resume whose last commit goes through, and only its answer is lost, has
+// happened: taken back, the sandbox would have neither a box nor its artifact.
+func TestResumeAnswerLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	sb := pausable(t, p, nil)
+	if err := p.Pause(t.Context(), alice, sb.ID, snapshot.Memory); err != nil {
+		t.Fatal(err)
+	}
+	p.loseRunning.Store(true)
+	got, resumed, err := p.Connect(t.Context(), alice, sb.ID, time.Hour)
+	if err != nil || !resumed || got.State != sandbox.Running {
+		t.Errorf("Connect() = %s, %t, %v; want it resumed", got.State, resumed, err)
+	}
+	if _, ok := p.Live(sb.ID); !ok || w.boxes.get(sb.ID) == nil {
+		t.Errorf("it is live: %t, with a box: %t", ok, w.boxes.get(sb.ID) != nil)
+	}
+}

@@ -240,7 +240,15 @@ func (m *Manager) revive(ctx context.Context, r *revival) (provider.Box, error) 
 		}}, nil
 	})
 	if err != nil {
-		return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
+		// The commit may have gone through and its answer been lost: to take it back
+		// would leave neither a box nor what it was saved as.
+		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickCall)
+		defer cancel()
+		now, gerr := m.deps.Store.Get(after, id)
+		if gerr != nil || now.State != Running {
+			return nil, because(ctx, fmt.Errorf("record sandbox: %w", err))
+		}
+		r.sb = now
 	}
 	return box, nil
 }

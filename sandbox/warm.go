@@ -192,7 +192,11 @@ func (m *Manager) takeWarm(c *creation) {
 	if m.pool == nil || !m.deps.Provider.Capabilities().Claim {
 		return
 	}
-	box, ok := m.pool.Take(keyOf(c.build, c.sb.Resources), c.req.Template)
+	k := keyOf(c.build, c.sb.Resources)
+	if c.build.Artifact != nil && c.tmpl.Team != identity.DefaultTeam && !m.pool.Planned(k) {
+		return // its start command would run on, at nobody's expense
+	}
+	box, ok := m.pool.Take(k, c.req.Template)
 	if ok {
 		c.warm, c.sb.ID = box.(provider.Box), ID(box.Handle().ID)
 	}

@@ -136,6 +136,43 @@ func TestWarmMemory(t *testing.T) {
 	}
 }
 
+// A start command uses CPU that no sandbox is charged for while its box waits: only
+// the default team's, which are the operator's, and those that he planned do so.
+func TestWarmMemoryOfAnotherTeam(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	snap := save(t, p, create(t, p).ID, "point")
+	p.halt()
+	for _, name := range []string{"theirs", "planned"} {
+		b := snap.Build
+		b.ID, b.Template, b.Sealed, b.Sandbox = template.BuildID(name+"-build"), template.ID(name), "", ""
+		tmpl := template.Template{ID: b.Template, Team: mallory.Team, Names: []string{name}, Public: true, Current: b.ID}
+		if err := w.db.PutTemplate(t.Context(), tmpl, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := w.boxes.ids()
+	cfg := testConfig()
+	cfg.Pool = sandbox.Pool{Plans: map[string]pool.Plan{"planned": {Hot: 1}}, MaxDemand: 4}
+	p = w.boot(t, cfg).run(t)
+	warmed(t, p, 1)
+	warm := slices.DeleteFunc(w.boxes.ids(), func(id string) bool { return slices.Contains(before, id) })
+	for _, name := range []string{"theirs", "planned"} {
+		r := request()
+		r.Template = name
+		sb, err := p.Create(t.Context(), mallory, r)
+		if err != nil || slices.Contains(warm, string(sb.ID)) != (name == "planned") {
+			t.Errorf("create of %s = %s, %v; warm were %v", name, sb.ID, err, warm)
+		}
+	}
+	for _, s := range p.PoolStatus() {
+		if s.Key.Build == "theirs-build" {
+			t.Errorf("another team's start command is kept running: %+v", s)
+		}
+	}
+}
+
 // A create that asks for other resources gets a box with them.
 func TestWarmFitsOrNot(t *testing.T) {
 	t.Parallel()

@@ -75,6 +75,8 @@ type process struct {
 	deadlineHangs        atomic.Bool
 	// loseInsert lets the next insert succeed and its answer get lost.
 	loseInsert atomic.Bool
+	// loseRunning does so with the next step that makes a sandbox Running.
+	loseRunning atomic.Bool
 
 	mu      sync.Mutex
 	trace   []string // names of the calls
@@ -270,7 +272,11 @@ func (s faultyStore) Mutate(ctx context.Context, id sandbox.ID, fn func(*sandbox
 	if err := s.p.step("mutate"); err != nil {
 		return sandbox.Sandbox{}, err
 	}
-	return s.Store.Mutate(ctx, id, fn)
+	sb, err := s.Store.Mutate(ctx, id, fn)
+	if err == nil && sb.State == sandbox.Running && s.p.loseRunning.CompareAndSwap(true, false) {
+		return sandbox.Sandbox{}, errInjected
+	}
+	return sb, err
 }
 
 func (s faultyStore) Admit(ctx context.Context, id sandbox.ID, most int, fn func(*sandbox.Sandbox) (audit.Event, error)) (sandbox.Sandbox, error) {

@@ -400,6 +400,7 @@ func (j *jupyter) execute(code string, silent bool, metadata any, emit func(Even
 		switch {
 		case in.drop:
 			emit(Event{Kind: Stderr, Text: tooLarge, At: time.Now()})
+			replied = replied || in.shell
 		case in.shell:
 			replied = true
 		case in.msg.kind == "status":

@@ -143,20 +143,55 @@ func fileContent(length int64, tr io.Reader, layer io.ReaderAt) (content io.Read
 	if _, err := io.ReadFull(tr, record); err != nil {
 		return nil, 0, err
 	}
-	le := binary.LittleEndian
-	size = int64(le.Uint64(record))
-	parts := make([]io.Reader, 0, 2*segments+1)
+	size = int64(binary.LittleEndian.Uint64(record))
 	at := int64(0)
 	for rest := record[savedSize:]; len(rest) > 0; rest = rest[savedSegment:] {
-		start, end, from := int64(le.Uint64(rest)), int64(le.Uint64(rest[8:])), int64(le.Uint64(rest[16:]))
+		start, end, from := segment(rest)
 		if start < at || end < start || from < 0 || size < 0 {
 			return nil, 0, errors.New("its parts are out of order")
 		}
-		parts = append(parts, io.LimitReader(zeros{}, start-at), section(layer, from, end-start))
 		at = end
 	}
-	parts = append(parts, io.LimitReader(zeros{}, max(0, size-at)))
-	return io.LimitReader(io.MultiReader(parts...), size), size, nil
+	return io.LimitReader(&parts{rest: record[savedSize:], layer: layer}, size), size, nil
+}
+
+// segment is one part of a file: where it begins and ends, and where it lies in
+// the layer.
+func segment(record []byte) (start, end, from int64) {
+	le := binary.LittleEndian
+	return int64(le.Uint64(record)), int64(le.Uint64(record[8:])), int64(le.Uint64(record[16:]))
+}
+
+// parts reads a file of which the record says where its parts lie, with zeros in
+// between and behind. It makes nothing of a part before its turn: there may be
+// millions.
+type parts struct {
+	rest  []byte // of the record
+	layer io.ReaderAt
+	at    int64
+	now   io.Reader // up to at; nil for none
+}
+
+// Read implements io.Reader. It never ends.
+func (p *parts) Read(b []byte) (int, error) {
+	for {
+		if p.now != nil {
+			// What a part is made of says that it ends when nothing is left of it.
+			if n, err := p.now.Read(b); !errors.Is(err, io.EOF) {
+				return n, err
+			}
+			p.now = nil
+		}
+		if len(p.rest) == 0 {
+			return zeros{}.Read(b)
+		}
+		start, end, from := segment(p.rest)
+		if p.at < start {
+			p.now, p.at = io.LimitReader(zeros{}, start-p.at), start
+			continue
+		}
+		p.now, p.at, p.rest = section(p.layer, from, end-start), end, p.rest[savedSegment:]
+	}
 }
 
 // section reads n bytes; what lies behind the end of the file is zeros, as in a

@@ -73,3 +73,31 @@ func TestWriteLayer(t *testing.T) {
 		}
 	}
 }
+
+// What the engine holds of a file does not grow with the number of its parts,
+// beyond the record itself.
+func TestFileContentOfManyParts(t *testing.T) { //nolint:paralleltest // counts allocations
+	const n = 10_000
+	numbers := []uint64{2 * n}
+	var want strings.Builder
+	for i := range uint64(n) {
+		numbers = append(numbers, 2*i, 2*i+1, i%2)
+		want.WriteByte("ab"[i%2])
+		want.WriteByte(0)
+	}
+	record, layer := saved(numbers...), strings.NewReader("ab")
+	if made := testing.AllocsPerRun(3, func() {
+		if _, _, err := fileContent(int64(len(record)), strings.NewReader(record), layer); err != nil {
+			t.Error(err)
+		}
+	}); made > 10 {
+		t.Errorf("%.0f allocations for %d parts", made, n)
+	}
+	content, size, err := fileContent(int64(len(record)), strings.NewReader(record), layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(content); err != nil || size != 2*n || string(got) != want.String() {
+		t.Errorf("%d bytes of %d, %v; they are not those of the parts", len(got), size, err)
+	}
+}

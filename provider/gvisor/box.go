@@ -34,9 +34,9 @@ type Box struct {
 	mu           sync.Mutex
 	net          *vnet.Network
 	ctl          *control.Client
-	made         bool // the engine has it
 	ended        bool
 	disconnected bool
+	prebooted    bool // it waits in the engine, without a network
 	// cpuSeen is the CPU time last seen, cpuBefore what was used before a claim:
 	// it is not the claimer's.
 	cpuSeen, cpuBefore time.Duration
@@ -54,13 +54,6 @@ func (b *Box) Control() *control.Client {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.ctl
-}
-
-// isMade is false while a create waits for the engine.
-func (b *Box) isMade() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.made
 }
 
 func (b *Box) network() *vnet.Network {
@@ -177,10 +170,13 @@ func (b *Box) SetDeadline(ctx context.Context, t time.Time) error {
 	return nil
 }
 
+// claimStats is how long a claim waits to hear what the box used before.
+const claimStats = 100 * time.Millisecond
+
 // Claim implements provider.Claimer on this side of the box: from now on its
 // flows belong to the new identity. What the guest learns of it travels by
 // Control().Init, which follows.
-func (b *Box) Claim(_ context.Context, id provider.Identity) error {
+func (b *Box) Claim(ctx context.Context, id provider.Identity) error {
 	if id.Egress == nil {
 		return fmt.Errorf("claim box: no egress attachment: %w", errdefs.ErrInvalidArgument)
 	}
@@ -190,6 +186,13 @@ func (b *Box) Claim(_ context.Context, id provider.Identity) error {
 	default:
 	}
 	b.attach(id.Egress)
+	// What ran in it while it waited is not the claimer's. An engine that does not
+	// say at once how much that was is no reason to wait.
+	ctx, cancel := context.WithTimeout(ctx, claimStats)
+	defer cancel()
+	if _, err := b.Stats(ctx); err != nil {
+		b.log.Warn("CPU time of a warm box is not known", slog.Any("error", err))
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.cpuBefore = b.cpuSeen

@@ -334,7 +334,7 @@ func (b *Box) connect(files []*os.File, a egress.Attachment) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.net, b.ctl, b.made = n, control.NewClient(conn, b.log), true
+	b.net, b.ctl = n, control.NewClient(conn, b.log)
 	return nil
 }
 

@@ -73,9 +73,7 @@ func (p *Provider) Preboot(ctx context.Context, spec provider.PrebootSpec) (_ pr
 		return nil, fmt.Errorf("preboot: engine sent %d files, want 2: %w", len(files), errdefs.ErrInternal)
 	}
 	pre.files = files
-	pre.box.mu.Lock()
-	pre.box.made = true
-	pre.box.mu.Unlock()
+	pre.box.wait()
 	return pre, nil
 }
 
@@ -105,6 +103,14 @@ func (p *Provider) takePrebooted(spec provider.Spec, l launch) (*prebooted, erro
 // claimOf is what of a request is not fixed in a prebooted box.
 func claimOf(r wire.Create) *wire.Claim {
 	return &wire.Claim{ID: r.ID, Hostname: r.Hostname, Deadline: r.Deadline, Meta: r.Meta}
+}
+
+// wait says that a box waits to be used: the engine has it, although it has no
+// network yet.
+func (b *Box) wait() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.prebooted = true
 }
 
 // take returns the box's descriptors to the one that uses it.

@@ -92,14 +92,9 @@ func (p *Provider) reconnect(ctx context.Context) *engine.Client {
 	}
 }
 
-// settle ends every box of ours that the engine we now talk to does not run. One
-// that is being created is its create's business: it may have waited for this
-// engine, and come to it after the listing.
+// settle ends every box of ours that the engine we now talk to does not run.
 func (p *Provider) settle(ctx context.Context) {
-	p.mu.Lock()
-	ours := slices.Collect(maps.Values(p.boxes))
-	p.mu.Unlock()
-	ours = slices.DeleteFunc(ours, func(b *Box) bool { return !b.isMade() })
+	ours := p.made()
 	listed, err := p.list(ctx)
 	if err != nil {
 		p.log.Error("list boxes after reconnecting", slog.Any("error", err))
@@ -120,6 +115,19 @@ func (p *Provider) settle(ctx context.Context) {
 		}
 		p.ended(b, x)
 	}
+}
+
+// made are the boxes that an engine had. One that is being created is its
+// create's business: it may have waited for this engine, and come to it after the
+// listing.
+func (p *Provider) made() []*Box {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Values(p.boxes)), func(b *Box) bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.net == nil && !b.prebooted
+	})
 }
 
 // onExit runs on the connection's goroutine. What it is told may be old: that
