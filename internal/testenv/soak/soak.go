@@ -364,7 +364,8 @@ func (l *life) check(ctx context.Context) error {
 	if l.pid == "" {
 		return nil
 	}
-	got, err := l.sh(ctx, fmt.Sprintf(`kill -0 %s && a=$(wc -c < /tmp/n) && sleep 0.2 && b=$(wc -c < /tmp/n) && [ -z "$b" -o "${b:-0}" -gt "${a:-0}" ] && echo counts`, l.pid))
+	got, err := l.sh(ctx, fmt.Sprintf(`kill -0 %s && a=$(wc -c < /tmp/n) || exit 2
+		for i in $(seq 100); do sleep 0.1; b=$(wc -c < /tmp/n); [ "${b:-0}" -gt "${a:-0}" ] && echo counts && exit; done; exit 3`, l.pid))
 	if err == nil && got != "counts" {
 		l.problem("%s: the process in it does not go on: %q", l.box.ID, got)
 	}
