@@ -18,7 +18,7 @@ type idleConns struct {
 }
 
 // closeLimit bounds the wait for connections to be let go of.
-const closeLimit = 100 * time.Millisecond
+const closeLimit = time.Second
 
 // observe is http.Server.ConnState.
 func (i *idleConns) observe(c net.Conn, s http.ConnState) {
