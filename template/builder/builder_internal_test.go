@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -25,9 +27,56 @@ func TestExpand(t *testing.T) {
 		`\$A`: "$A", "$": "$", "a$": "a$", "$1": "$1", "$(id)": "$(id)", "`id`": "`id`", "${A": "${A", "${A-x}": "${A-x}", "$$A": "$one",
 		"é$A": "éone",
 	} {
-		if got := expand(value, env); got != want {
-			t.Errorf("expand(%q) = %q, want %q", value, got, want)
+		if got, ok := expand(value, env); got != want || !ok {
+			t.Errorf("expand(%q) = %q, %t, want %q", value, got, ok, want)
 		}
+	}
+}
+
+func TestExpandIsBounded(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", maxEnv/4)
+	env := map[string]string{"LONG": long}
+	if got, ok := expand("$LONG$LONG$LONG$LONG", env); !ok || len(got) != maxEnv {
+		t.Errorf("expand() to the limit = %d bytes, %t", len(got), ok)
+	}
+	for name, value := range map[string]string{
+		"five":      strings.Repeat("$LONG", 5),
+		"very many": strings.Repeat("$LONG", 50_000), // 3 GiB
+		"plain":     strings.Repeat("x", maxEnv+1),
+		// These take long to look at more than once.
+		"long name": strings.Repeat("x", maxEnv) + "$" + strings.Repeat("A", maxEnv),
+		"open":      strings.Repeat("${", maxEnv) + "}",
+	} {
+		if got, ok := expand(value, env); ok {
+			t.Errorf("%s: expand() = %d bytes, want none", name, len(got))
+		}
+	}
+}
+
+// An agent that takes a connection and says nothing.
+func TestStartCommandEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	x := &box{route: provider.Route{Dial: func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { _ = theirs.Close() })
+		cancel() // as a build's limit would
+		return ours, nil
+	}}}
+	r := &run{log: newJournal(func(template.LogLine) {}, 1)}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.startCommand(ctx, x, state{User: "user"})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("startCommand() of an agent that does not answer succeeded")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("startCommand() goes on after its context has ended")
 	}
 }
 
