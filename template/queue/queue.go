@@ -43,7 +43,8 @@ type Store interface {
 	AttemptBuild(ctx context.Context, id template.BuildID) error
 	// PendingBuilds returns what is building, the oldest first.
 	PendingBuilds(ctx context.Context) ([]template.Pending, error)
-	// FinishBuild ends a build. One that is ready gets its tags, all at once.
+	// FinishBuild ends a build. One that is ready gets its tags, all at once, but
+	// those of a build that was registered after it.
 	// errdefs.ErrNotFound when its template was deleted.
 	FinishBuild(ctx context.Context, b template.Build, actor string) error
 	// ExpireBuilds fails what was registered before a time and never started.
