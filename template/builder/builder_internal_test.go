@@ -16,6 +16,7 @@ import (
 
 	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -50,6 +51,48 @@ func TestExpandIsBounded(t *testing.T) {
 	} {
 		if got, ok := expand(value, env); ok {
 			t.Errorf("%s: expand() = %d bytes, want none", name, len(got))
+		}
+	}
+}
+
+func TestTrim(t *testing.T) {
+	t.Parallel()
+	layers, err := snapshot.NewLocal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCache(t.TempDir(), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{Builder: &Builder{o: Options{Limits: Limits{CacheBytes: 10}}, cache: c, layers: layers}}
+	steps := []struct {
+		size int64
+		want []int // steps whose layers and entries are there
+	}{{4, []int{0}}, {6, []int{0, 1}}, {4, []int{1, 2}}, {12, []int{3}}, {12, []int{4}}}
+	for i, s := range steps {
+		a := &snapshot.Artifact{ID: snapshot.ID(fmt.Sprintf("layer%d", i)), SizeBytes: s.size}
+		if _, err := layers.Dir(t.Context(), a.ID); err != nil {
+			t.Fatal(err)
+		}
+		k := key(fmt.Sprintf("%064x", i))
+		if err := c.save(k, entry{Layer: a}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.trim(t.Context(), k, a); err != nil {
+			t.Fatalf("trim(%d) = %v", i, err)
+		}
+		var entries, dirs []int
+		for j := range steps {
+			if _, ok := c.load(key(fmt.Sprintf("%064x", j))); ok {
+				entries = append(entries, j)
+			}
+			if layers.Has(snapshot.ID(fmt.Sprintf("layer%d", j))) {
+				dirs = append(dirs, j)
+			}
+		}
+		if !cmp.Equal(entries, s.want) || !cmp.Equal(dirs, s.want) {
+			t.Errorf("after step %d: entries %v and layers %v, want %v", i, entries, dirs, s.want)
 		}
 	}
 }
