@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,6 +83,11 @@ type fixture struct {
 	exec  *execution
 	seed  identity.Seed
 	stop  func()
+	// records, when set, is the store that the queue uses.
+	records interface {
+		queue.Store
+		queue.Records
+	}
 }
 
 var who = identity.Principal{Team: identity.DefaultTeam, KeyID: "k"}
@@ -101,8 +107,11 @@ func (f *fixture) restart(c queue.Config) {
 		f.stop()
 	}
 	c.Defaults = provider.Resources{CPUs: 2, MemoryMiB: 512, DiskMiB: 1024, Processes: 64}
+	if f.records == nil {
+		f.records = f.store
+	}
 	q, err := queue.New(c, queue.Deps{
-		Store: f.store, Records: f.store, Catalog: catalog{f.store}, Files: noFiles{}, Executor: f.exec, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
+		Store: f.records, Records: f.records, Catalog: catalog{f.store}, Files: noFiles{}, Executor: f.exec, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.t.Fatal(err)
@@ -377,6 +386,45 @@ func (e flood) Execute(_ context.Context, p template.Plan, log func(template.Log
 		}
 	}
 	return template.Artifacts{Rootfs: image.Rootfs{Digest: "sha256:" + strings.Repeat("ef", 32)}}, nil
+}
+
+// flaky is a store whose database is away when a build begins and when it ends.
+type flaky struct {
+	*store.Store
+	reads, ends atomic.Int32
+}
+
+var errAway = errors.New("the database is away")
+
+func (f *flaky) GetBuild(ctx context.Context, id template.BuildID) (template.Build, error) {
+	if f.reads.Add(-1) >= 0 {
+		return template.Build{}, errAway
+	}
+	return f.Store.GetBuild(ctx, id)
+}
+
+func (f *flaky) FinishBuild(ctx context.Context, b template.Build, actor string) error {
+	if f.ends.Add(-1) >= 0 {
+		return errAway
+	}
+	return f.Store.FinishBuild(ctx, b, actor)
+}
+
+func TestDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	f := begin(t, queue.Config{})
+	f.stop()
+	b := f.start(who, "mine", queue.Recipe{Image: "debian"})
+	away := &flaky{Store: f.store}
+	away.reads.Store(1)
+	away.ends.Store(2)
+	f.records = away
+	f.restart(queue.Config{})
+	<-f.exec.began
+	f.exec.end <- nil
+	if got := f.ended(b.ID); got.Status != template.Ready {
+		t.Errorf("build = %+v, want it ready", got)
+	}
 }
 
 func TestLogIsBounded(t *testing.T) {
