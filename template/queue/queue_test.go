@@ -275,6 +275,47 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// slow is an Executor that takes its time to stop.
+type slow struct {
+	began   chan struct{}
+	release chan struct{}
+}
+
+func (s slow) Execute(ctx context.Context, _ template.Plan, _ func(template.LogLine)) (template.Artifacts, error) {
+	s.began <- struct{}{}
+	<-s.release
+	return template.Artifacts{}, &template.StepError{Step: 1, Err: ctx.Err()}
+}
+
+// What was cancelled does not begin again because the server stopped before the
+// build did.
+func TestCancelledWhileStopping(t *testing.T) {
+	t.Parallel()
+	s := storetest.SQLite(t)
+	exec := slow{make(chan struct{}), make(chan struct{})}
+	q, err := queue.New(queue.Config{}, queue.Deps{
+		Store: s, Records: s, Catalog: catalog{s}, Files: noFiles{}, Executor: exec, Seed: identity.NewSeed(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = q.Run(ctx) })
+	f := &fixture{Queue: q, t: t, store: s}
+	b := f.start(who, "mine", queue.Recipe{Image: "debian"})
+	<-exec.began
+	if err := q.Cancel(t.Context(), who, "mine", b.ID); err != nil {
+		t.Errorf("Cancel() = %v", err)
+	}
+	stop()
+	close(exec.release)
+	wg.Wait()
+	if got, err := s.GetBuild(t.Context(), b.ID); err != nil || got.Status != template.Failed || !strings.Contains(got.Reason, "cancelled") {
+		t.Errorf("build = %+v, %v, want it to have failed as cancelled", got, err)
+	}
+}
+
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	f := begin(t, queue.Config{Timeout: 20 * time.Millisecond})

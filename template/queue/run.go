@@ -55,14 +55,16 @@ func (q *Queue) run(ctx context.Context, j *job) {
 		return
 	}
 	a, err := q.execute(bctx, j, b, w)
-	if cause := context.Cause(bctx); err != nil && cause != nil {
+	cause := context.Cause(bctx)
+	decided := errors.Is(cause, errCancelled) || errors.Is(cause, errDeleted)
+	if err != nil && cause != nil {
 		log.DebugContext(ctx, "build was ended", slog.Any("error", err))
 		if step, ok := errors.AsType[*template.StepError](err); ok {
 			cause = &template.StepError{Step: step.Step, Err: cause}
 		}
 		err = cause
 	}
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !decided {
 		w.line(template.Warn, "", errStopping.Error()+"; the build begins again with the next one")
 		w.close()
 		return
