@@ -99,12 +99,18 @@ func (n *node) finishStock(ctx context.Context, s template.Stock) {
 	if errdefs.IsNotFound(err) || ctx.Err() != nil {
 		return
 	}
-	if err == nil && b.Artifact == nil {
+	if err == nil && unsaved(t, b) {
 		err = n.rebuild(ctx, t, b, queue.Recipe{Template: s.Name, Start: s.Start, Ready: s.Ready})
 	}
 	if err != nil && !errors.Is(err, errBusy) {
 		n.log.Warn("memory of a stock template cannot be saved", slog.String("template", s.Name), slog.Any("error", err))
 	}
+}
+
+// unsaved says whether a template with a stock template's name is one, and has no
+// memory: a team may give its own the name, and what that starts is its affair.
+func unsaved(t template.Template, b template.Build) bool {
+	return b.Artifact == nil && t.Team == identity.DefaultTeam && !queue.FromRecipe(b)
 }
 
 // renewMemory begins builds of templates whose memory does not fit this engine;
@@ -221,7 +227,7 @@ func (n *node) preparing(ctx context.Context) error {
 			continue
 		}
 		t, b, err := n.home.catalog.Resolve(ctx, identity.DefaultTeam, s.Name)
-		if err != nil || b.Artifact != nil {
+		if err != nil || !unsaved(t, b) {
 			continue
 		}
 		builds, err := n.home.store.ListBuilds(ctx, t.ID)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caisson-dev/caisson/config"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/caisson-dev/caisson/template/queue"
 )
@@ -20,6 +21,26 @@ type neverBuilds struct{}
 
 func (neverBuilds) Execute(context.Context, template.Plan, func(template.LogLine)) (template.Artifacts, error) {
 	return template.Artifacts{}, errors.ErrUnsupported
+}
+
+func TestUnsaved(t *testing.T) {
+	t.Parallel()
+	own := template.Template{Team: identity.DefaultTeam}
+	for name, c := range map[string]struct {
+		t    template.Template
+		b    template.Build
+		want bool
+	}{
+		"stock":          {own, template.Build{Source: "debian bookworm"}, true},
+		"saved":          {own, template.Build{Source: "debian bookworm", Artifact: &snapshot.Artifact{}}, false},
+		"of an image":    {own, template.Build{Source: "image debian"}, false},
+		"of a template":  {own, template.Build{Source: "template base"}, false},
+		"another team's": {template.Template{Team: "other"}, template.Build{Source: "debian bookworm"}, false},
+	} {
+		if got := unsaved(c.t, c.b); got != c.want {
+			t.Errorf("%s: unsaved() = %t", name, got)
+		}
+	}
 }
 
 // After an upgrade a team may have more templates to renew than it may have
