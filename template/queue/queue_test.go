@@ -318,11 +318,11 @@ func TestCancelledWhileStopping(t *testing.T) {
 
 func TestTimeout(t *testing.T) {
 	t.Parallel()
-	f := begin(t, queue.Config{Timeout: 20 * time.Millisecond})
+	f := begin(t, queue.Config{Timeout: time.Second})
 	b := f.start(who, "a", queue.Recipe{Image: "one", Steps: []template.Step{{Type: "RUN", Args: []string{"x"}}}})
 	<-f.exec.began
 	got := f.ended(b.ID)
-	if got.Status != template.Failed || got.Step != "1" || !strings.Contains(got.Reason, "longer than 20ms") {
+	if got.Status != template.Failed || got.Step != "1" || !strings.Contains(got.Reason, "longer than 1s") {
 		t.Errorf("build = %+v", got)
 	}
 }

@@ -145,7 +145,7 @@ func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journa
 	if j.Attempts > 0 {
 		w.line(template.Warn, "", "the server was restarted; the build begins again")
 	}
-	if err := insist(ctx, func(ctx context.Context) error { return q.deps.Store.AttemptBuild(ctx, j.Build) }); err != nil {
+	if err := q.deps.Store.AttemptBuild(ctx, j.Build); err != nil {
 		return a, err
 	}
 	k, err := q.unseal(j.Pending)
