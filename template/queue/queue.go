@@ -298,7 +298,8 @@ func (q *Queue) Cancel(ctx context.Context, who identity.Principal, ref string, 
 		b.Status, b.Reason, b.FinishedAt = template.Failed, "the build was cancelled before it was started", now()
 		return q.deps.Store.FinishBuild(ctx, b, who.KeyID)
 	}
-	if !q.stop(func(j *job) bool { return j.Build == id }, errCancelled) {
+	// One that has ended may be among the running for a moment.
+	if b.Status != template.Building || !q.stop(func(j *job) bool { return j.Build == id }, errCancelled) {
 		return fmt.Errorf("build %q is not under way, its state is %s: %w", id, b.Status, errdefs.ErrFailedPrecondition)
 	}
 	q.deps.Log.InfoContext(ctx, "build cancelled", slog.String("build", string(id)), slog.String("by", who.KeyID))

@@ -67,7 +67,11 @@ type execution struct {
 
 func (e *execution) Execute(ctx context.Context, p template.Plan, log func(template.LogLine)) (template.Artifacts, error) {
 	log(template.LogLine{At: time.Now(), Level: "info", Text: "begin " + p.Image.Ref + "\x00\xff"})
-	e.began <- p
+	select {
+	case e.began <- p:
+	case <-ctx.Done(): // the test has ended
+		return template.Artifacts{}, &template.StepError{Step: 1, Err: ctx.Err()}
+	}
 	select {
 	case err := <-e.end:
 		return template.Artifacts{Rootfs: image.Rootfs{Digest: "sha256:" + strings.Repeat("ef", 32)}}, err
