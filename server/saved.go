@@ -31,7 +31,7 @@ func system(team identity.TeamID) identity.Principal {
 // built from packages, and all of them after an upgrade. Each is a new build,
 // which takes the place of the one before when it is ready.
 func (n *node) saveTemplates(ctx context.Context) error {
-	n.renewMemory(ctx)
+	left := n.renewMemory(ctx)
 	tick := time.NewTicker(stockEvery)
 	defer tick.Stop()
 	for {
@@ -44,6 +44,9 @@ func (n *node) saveTemplates(ctx context.Context) error {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if left {
+			left = n.renewMemory(ctx)
 		}
 	}
 }
@@ -96,34 +99,70 @@ func (n *node) finishStock(ctx context.Context, s template.Stock) {
 	if errdefs.IsNotFound(err) || ctx.Err() != nil {
 		return
 	}
-	if err == nil && b.Artifact == nil {
+	if err == nil && unsaved(t, b) {
 		err = n.rebuild(ctx, t, b, queue.Recipe{Template: s.Name, Start: s.Start, Ready: s.Ready})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errBusy) {
 		n.log.Warn("memory of a stock template cannot be saved", slog.String("template", s.Name), slog.Any("error", err))
 	}
 }
 
-// renewMemory begins builds of templates whose memory does not fit this engine.
-func (n *node) renewMemory(ctx context.Context) {
+// unsaved says whether a template with a stock template's name is one, and has no
+// memory: a team may give its own the name, and what that starts is its affair.
+func unsaved(t template.Template, b template.Build) bool {
+	return b.Artifact == nil && t.Team == identity.DefaultTeam && !queue.FromRecipe(b)
+}
+
+// renewMemory begins builds of templates whose memory does not fit this engine;
+// left says that there was no room for all.
+func (n *node) renewMemory(ctx context.Context) (left bool) {
 	all, err := n.home.store.ListTemplates(ctx, "")
 	if err != nil {
-		n.log.Warn("templates cannot be listed", slog.Any("error", err))
-		return
+		if ctx.Err() == nil {
+			n.log.Warn("templates cannot be listed", slog.Any("error", err))
+		}
+		return true
 	}
 	for _, t := range all {
 		b, err := n.home.catalog.Build(ctx, t.Current)
 		if err != nil || b.Artifact == nil || b.FromSandbox() || n.prov.Fits(*b.Artifact) == nil {
 			continue
 		}
-		if err := n.rebuild(ctx, t, b, queue.Recipe{Template: string(t.ID), Start: b.Start, Ready: b.Ready}); err != nil {
+		err = n.rebuild(ctx, t, b, queue.Recipe{Template: string(t.ID), Start: b.Start, Ready: b.Ready})
+		switch {
+		case errors.Is(err, errBusy):
+			left = true
+		case err != nil:
 			n.log.Warn("memory of a template cannot be renewed", slog.String("template", string(t.ID)), slog.Any("error", err))
 		}
 	}
+	return left
+}
+
+// errBusy says that a team, or the server, has as many builds under way as it may.
+var errBusy = errors.New("too many builds are under way")
+
+// room returns errBusy when another build could not be started: one that was
+// registered and not started would look like one that is coming.
+func (n *node) room(ctx context.Context, team identity.TeamID) error {
+	pending, err := n.home.store.PendingBuilds(ctx)
+	if err != nil {
+		return err
+	}
+	own := 0
+	for _, p := range pending {
+		if p.Team == team {
+			own++
+		}
+	}
+	if c := n.cfg.Template; own >= c.BuildsPerTeam || len(pending) >= c.BuildQueue {
+		return errBusy
+	}
+	return nil
 }
 
 // rebuild queues a build of a template on itself, with the resources that it has,
-// unless one came after b.
+// unless one came after b. errBusy when that must wait.
 func (n *node) rebuild(ctx context.Context, t template.Template, b template.Build, r queue.Recipe) error {
 	builds, err := n.home.store.ListBuilds(ctx, t.ID)
 	if err != nil {
@@ -133,6 +172,9 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 		if x.ID != b.ID && x.CreatedAt.After(b.CreatedAt) {
 			return nil // it waits, is under way, or has failed for a reason that it gives
 		}
+	}
+	if err := n.room(ctx, t.Team); err != nil {
+		return err
 	}
 	who := system(t.Team)
 	ask := queue.Request{Name: string(t.ID)}
@@ -150,7 +192,8 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 		return err
 	}
 	if err := n.builds.Start(ctx, who, string(t.ID), made.ID, r); err != nil {
-		return err
+		// Else it waits for a day, and the template with it.
+		return errors.Join(err, n.builds.Cancel(context.WithoutCancel(ctx), who, string(t.ID), made.ID))
 	}
 	n.log.Info("memory of a template is being saved", slog.String("template", t.Names[0]), slog.String("build", string(made.ID)))
 	return nil
@@ -184,7 +227,7 @@ func (n *node) preparing(ctx context.Context) error {
 			continue
 		}
 		t, b, err := n.home.catalog.Resolve(ctx, identity.DefaultTeam, s.Name)
-		if err != nil || b.Artifact != nil {
+		if err != nil || !unsaved(t, b) {
 			continue
 		}
 		builds, err := n.home.store.ListBuilds(ctx, t.ID)

@@ -184,7 +184,14 @@ func (s *Store) FinishBuild(ctx context.Context, b template.Build, actor string)
 			return fmt.Errorf("delete recipe: %w", err)
 		}
 		if b.Status == template.Ready {
-			if err := tagBuild(ctx, q, b.Template, b.ID, b.Tags, b.FinishedAt); err != nil {
+			tags, err := freeTags(ctx, q, b.Template, row.CreatedAt, b.Tags)
+			if err != nil {
+				return err
+			}
+			if err := tagBuild(ctx, q, b.Template, b.ID, tags, b.FinishedAt); err != nil {
+				return err
+			}
+			if err := releaseUntagged(ctx, q, string(b.ID)); err != nil {
 				return err
 			}
 		}

@@ -40,6 +40,30 @@ func tagBuild(ctx context.Context, q *db.Queries, t template.ID, b template.Buil
 	return nil
 }
 
+// freeTags returns those of tags that no build has which was registered after a
+// time: an older build that takes longer, for one a renewal of saved memory, does
+// not put itself before a newer one.
+func freeTags(ctx context.Context, q *db.Queries, t template.ID, registered int64, tags []string) ([]string, error) {
+	var free []string
+	for _, tag := range tags {
+		rows, err := q.TemplateTag(ctx, db.TemplateTagParams{TemplateID: string(t), Tag: tag})
+		if err != nil {
+			return nil, fmt.Errorf("read tag: %w", err)
+		}
+		if len(rows) > 0 {
+			holder, err := q.GetBuild(ctx, rows[0].BuildID)
+			if err != nil {
+				return nil, fmt.Errorf("read build of tag %q: %w", tag, err)
+			}
+			if holder.CreatedAt > registered {
+				continue
+			}
+		}
+		free = append(free, tag)
+	}
+	return free, nil
+}
+
 // releaseUntagged lets go of the artifact of a build that no tag means any more;
 // the sweep deletes it.
 func releaseUntagged(ctx context.Context, q *db.Queries, build string) error {

@@ -26,8 +26,13 @@ import (
 	"github.com/caisson-dev/caisson/secret"
 )
 
-// maxErrorBody bounds what is read of an error from the guest.
-const maxErrorBody = 4 << 10
+const (
+	// maxErrorBody bounds what is read of an error from the guest.
+	maxErrorBody = 4 << 10
+	// maxMessage bounds one message from the guest, decompressed: whatever listens
+	// on the agent's port may claim any size.
+	maxMessage = 32 << 20
+)
 
 // Client talks to one agent. Safe for concurrent use; Close releases its idle
 // connections.
@@ -60,8 +65,9 @@ func New(r provider.Route, token secret.Value) *Client {
 		Transport:     &authorizing{next: transport, c: c},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	c.procs = processconnect.NewProcessClient(c.http, c.base.String())
-	c.files = filesystemconnect.NewFilesystemClient(c.http, c.base.String())
+	opts := connect.WithReadMaxBytes(maxMessage)
+	c.procs = processconnect.NewProcessClient(c.http, c.base.String(), opts)
+	c.files = filesystemconnect.NewFilesystemClient(c.http, c.base.String(), opts)
 	return c
 }
 

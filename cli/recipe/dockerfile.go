@@ -134,7 +134,7 @@ func (d *dockerfile) instruction(n *parser.Node) error {
 		if name == "CMD" {
 			d.start = text
 		} else {
-			d.entrypoint, d.start = text, ""
+			d.entrypoint = text
 		}
 	case "EXPOSE", "VOLUME", "LABEL", "MAINTAINER", "STOPSIGNAL", "HEALTHCHECK":
 		d.note("%s has no meaning in a sandbox and is left out", name)

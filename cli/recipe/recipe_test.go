@@ -76,6 +76,7 @@ func TestDockerfile(t *testing.T) {
 		"copy":          {"FROM a\nCOPY --chown=u:g --chmod=755 a b /dst/\nADD /c.txt .\nUSER u\nWORKDIR /", "a", begin + "COPY|a|/dst/|u:g|755\nCOPY|b|/dst/|u:g|755\nCOPY|c.txt|.||\nUSER|u\nWORKDIR|/", ""},
 		"cmd":           {"FROM a\nUSER u\nWORKDIR /\nCMD [\"a\", \"b c\"]", "a", begin + "USER|u\nWORKDIR|/", "a 'b c'"},
 		"entrypoint":    {"FROM a\nUSER u\nWORKDIR /\nCMD old\nENTRYPOINT [\"e\"]\nCMD [\"x\"]", "a", begin + "USER|u\nWORKDIR|/", "e x"},
+		"cmd first":     {"FROM a\nUSER u\nWORKDIR /\nCMD [\"x\"]\nENTRYPOINT [\"e\"]", "a", begin + "USER|u\nWORKDIR|/", "e x"},
 		"left out":      {"FROM a\nEXPOSE 80\nLABEL a=b\nVOLUME /x\nUSER u\nWORKDIR /\nHEALTHCHECK NONE", "a", begin + "USER|u\nWORKDIR|/", ""},
 	} {
 		s, err := load(t, "Dockerfile", c.in, recipe.Options{Args: map[string]string{"G": "7"}})

@@ -309,6 +309,52 @@ func buildTags(t *testing.T, s *store.Store) {
 	}
 }
 
+// A build that was registered first and ends last does not take the tags of the
+// other, whose files are newer; those that are free it gets.
+func buildOrder(t *testing.T, s *store.Store) {
+	at := now()
+	begin := func(id snapshot.ID, after time.Duration, tags ...string) template.Build {
+		t.Helper()
+		b := waiting(tags...)
+		b.CreatedAt = at.Add(after)
+		tmpl, err := s.RegisterBuild(t.Context(), "other", "mine", b, 0, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Template = tmpl.ID
+		if err := s.BeginBuild(t.Context(), "other", b, "sealed", queue.Limits{}, "k"); err != nil {
+			t.Fatal(err)
+		}
+		b.Status, b.FinishedAt = template.Ready, at.Add(time.Minute)
+		b.Artifact = &snapshot.Artifact{ID: id, Kind: snapshot.Memory}
+		return b
+	}
+	slow, lost, quick := begin("slow", 0, "default", "slow"), begin("lost", 0, "default"), begin("quick", time.Second, "default")
+	for _, b := range []template.Build{quick, slow, lost} {
+		if err := s.FinishBuild(t.Context(), b, "k"); err != nil {
+			t.Fatalf("FinishBuild() = %v", err)
+		}
+	}
+	tmpl, err := s.GetTemplate(t.Context(), "other", "mine")
+	if err != nil || tmpl.Current != quick.ID {
+		t.Errorf("GetTemplate() = %+v, %v, want the build %s, registered last", tmpl, err, quick.ID)
+	}
+	for tag, want := range map[string]template.BuildID{"default": quick.ID, "slow": slow.ID} {
+		if got, err := s.TaggedBuild(t.Context(), tmpl.ID, tag); err != nil || got != want {
+			t.Errorf("TaggedBuild(%s) = %v, %v, want %v", tag, got, err, want)
+		}
+	}
+	// What no tag means is not kept.
+	var ids []snapshot.ID
+	arts, err := s.Artifacts(t.Context())
+	for _, a := range arts {
+		ids = append(ids, a.ID)
+	}
+	if slices.Sort(ids); err != nil || !slices.Equal(ids, []snapshot.ID{"quick", "slow"}) {
+		t.Errorf("Artifacts() = %v, %v", ids, err)
+	}
+}
+
 func uploadUses(t *testing.T, s *store.Store) {
 	soon := now().Add(time.Minute)
 	if err := s.UseUpload(t.Context(), "a", soon); err != nil {

@@ -45,6 +45,7 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"builds":              buildLife,
 		"build logs":          buildLogs,
 		"build tags":          buildTags,
+		"build order":         buildOrder,
 		"upload uses":         uploadUses,
 		"snapshots":           snapshots,
 		"snapshot quota":      snapshotQuota,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/provider"
+	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -25,9 +28,98 @@ func TestExpand(t *testing.T) {
 		`\$A`: "$A", "$": "$", "a$": "a$", "$1": "$1", "$(id)": "$(id)", "`id`": "`id`", "${A": "${A", "${A-x}": "${A-x}", "$$A": "$one",
 		"é$A": "éone",
 	} {
-		if got := expand(value, env); got != want {
-			t.Errorf("expand(%q) = %q, want %q", value, got, want)
+		if got, ok := expand(value, env); got != want || !ok {
+			t.Errorf("expand(%q) = %q, %t, want %q", value, got, ok, want)
 		}
+	}
+}
+
+func TestExpandIsBounded(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", maxEnv/4)
+	env := map[string]string{"LONG": long}
+	if got, ok := expand("$LONG$LONG$LONG$LONG", env); !ok || len(got) != maxEnv {
+		t.Errorf("expand() to the limit = %d bytes, %t", len(got), ok)
+	}
+	for name, value := range map[string]string{
+		"five":      strings.Repeat("$LONG", 5),
+		"very many": strings.Repeat("$LONG", 50_000), // 3 GiB
+		"plain":     strings.Repeat("x", maxEnv+1),
+		// These take long to look at more than once.
+		"long name": strings.Repeat("x", maxEnv) + "$" + strings.Repeat("A", maxEnv),
+		"open":      strings.Repeat("${", maxEnv) + "}",
+	} {
+		if got, ok := expand(value, env); ok {
+			t.Errorf("%s: expand() = %d bytes, want none", name, len(got))
+		}
+	}
+}
+
+func TestTrim(t *testing.T) {
+	t.Parallel()
+	layers, err := snapshot.NewLocal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCache(t.TempDir(), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &run{Builder: &Builder{o: Options{Limits: Limits{CacheBytes: 10}}, cache: c, layers: layers}}
+	steps := []struct {
+		size int64
+		want []int // steps whose layers and entries are there
+	}{{4, []int{0}}, {6, []int{0, 1}}, {4, []int{1, 2}}, {12, []int{3}}, {12, []int{4}}}
+	for i, s := range steps {
+		a := &snapshot.Artifact{ID: snapshot.ID(fmt.Sprintf("layer%d", i)), SizeBytes: s.size}
+		if _, err := layers.Dir(t.Context(), a.ID); err != nil {
+			t.Fatal(err)
+		}
+		k := key(fmt.Sprintf("%064x", i))
+		if err := c.save(k, entry{Layer: a}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.trim(t.Context(), k, a); err != nil {
+			t.Fatalf("trim(%d) = %v", i, err)
+		}
+		var entries, dirs []int
+		for j := range steps {
+			if _, ok := c.load(key(fmt.Sprintf("%064x", j))); ok {
+				entries = append(entries, j)
+			}
+			if layers.Has(snapshot.ID(fmt.Sprintf("layer%d", j))) {
+				dirs = append(dirs, j)
+			}
+		}
+		if !cmp.Equal(entries, s.want) || !cmp.Equal(dirs, s.want) {
+			t.Errorf("after step %d: entries %v and layers %v, want %v", i, entries, dirs, s.want)
+		}
+	}
+}
+
+// An agent that takes a connection and says nothing.
+func TestStartCommandEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	x := &box{route: provider.Route{Dial: func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { _ = theirs.Close() })
+		cancel() // as a build's limit would
+		return ours, nil
+	}}}
+	r := &run{log: newJournal(func(template.LogLine) {}, 1)}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.startCommand(ctx, x, state{User: "user"})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("startCommand() of an agent that does not answer succeeded")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("startCommand() goes on after its context has ended")
 	}
 }
 

@@ -144,6 +144,14 @@ func (c *cache) save(k key, e entry) error {
 	return nil
 }
 
+// drop removes an entry, if it is there.
+func (c *cache) drop(k key) error {
+	if err := os.Remove(c.path(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // used is one entry with when it was used last.
 type used struct {
 	path string

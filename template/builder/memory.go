@@ -75,6 +75,9 @@ type background struct {
 func (r *run) startCommand(ctx context.Context, x *box, st state) (*background, error) {
 	// A deadline of the stream would be the command's own.
 	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	// Its end is another matter: an agent that never answers must not hold the
+	// build for ever.
+	context.AfterFunc(ctx, stop)
 	out := &stream{j: r.log, level: levelInfo}
 	errs := &stream{j: r.log, level: levelWarn}
 	conns := &connections{}

@@ -27,6 +27,14 @@ type run struct {
 	// many.
 	list   []template.Step
 	before int
+	// saved are the layers that this build has kept, the oldest first.
+	saved []saved
+}
+
+// saved is one layer and the step that it belongs to.
+type saved struct {
+	key   key
+	layer *snapshot.Artifact
 }
 
 // state is what a step leaves besides files, for the steps after it and for
@@ -197,6 +205,9 @@ func (r *run) work(ctx context.Context, x *box, base Base, have entry, keys []ke
 		if err == nil {
 			err = r.cache.save(keys[i+1], have)
 		}
+		if err == nil && changed {
+			err = r.trim(ctx, keys[i+1], have.Layer)
+		}
 		if err != nil {
 			return made{}, at(r.number(i), err)
 		}
@@ -279,6 +290,27 @@ func (r *run) saveLayer(ctx context.Context, x *box) (*snapshot.Artifact, error)
 		return nil, fmt.Errorf("save the step's files: %w", err)
 	}
 	return &a, nil
+}
+
+// trim notes a layer that was kept, and gives up this build's oldest ones while
+// together they are more than the whole cache may hold: each has all that the steps
+// before it wrote, so that many short steps after a large one fill a disk before
+// anything is collected. The last one stays.
+func (r *run) trim(ctx context.Context, k key, layer *snapshot.Artifact) error {
+	r.saved = append(r.saved, saved{k, layer})
+	var sum int64
+	for _, s := range r.saved {
+		sum += s.layer.SizeBytes
+	}
+	for len(r.saved) > 1 && sum > r.o.Limits.CacheBytes {
+		old := r.saved[0]
+		if err := errors.Join(r.cache.drop(old.key), r.layers.Delete(ctx, old.layer.ID)); err != nil {
+			return fmt.Errorf("trim the build cache: %w", err)
+		}
+		sum -= old.layer.SizeBytes
+		r.saved = r.saved[1:]
+	}
+	return nil
 }
 
 var errNoExport = errors.New("its changes cannot be read")

@@ -27,6 +27,9 @@ const (
 // envName is what a shell takes for the name of a variable.
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// namePrefix is an envName at the beginning of a text.
+var namePrefix = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*`)
+
 // describe is a step in one line.
 func describe(s template.Step) string {
 	args := s.Args
@@ -203,7 +206,10 @@ func (r *run) envStep(ctx context.Context, x *box, s template.Step, st *state) e
 					return fmt.Errorf("%s %s: %w", s.Type, name, err)
 				}
 			}
-			value = expand(value, known)
+			var ok bool
+			if value, ok = expand(value, known); !ok {
+				return invalid("%s: the value of %s becomes longer than %d bytes", s.Type, name, maxEnv)
+			}
 		}
 		st.Env[name] = value
 		if known != nil {
@@ -237,10 +243,18 @@ func (r *run) environment(ctx context.Context, x *box, st state) (map[string]str
 }
 
 // expand replaces $NAME and ${NAME}; a backslash takes a dollar sign its
-// meaning. Nothing else of a shell's language is understood.
-func expand(value string, env map[string]string) string {
+// meaning. Nothing else of a shell's language is understood. It gives up, and
+// returns false, on what becomes longer than maxEnv: a short value can name a long
+// one very often.
+func expand(value string, env map[string]string) (string, bool) {
 	var b strings.Builder
+	if len(value) > 2*maxEnv { // every dollar sign may have a backslash
+		return "", false
+	}
 	for i := 0; i < len(value); i++ {
+		if b.Len() > maxEnv {
+			return "", false
+		}
 		rest := value[i:]
 		switch {
 		case strings.HasPrefix(rest, `\$`):
@@ -258,28 +272,22 @@ func expand(value string, env map[string]string) string {
 			i += length - 1
 		}
 	}
-	return b.String()
+	return b.String(), b.Len() <= maxEnv
 }
 
 // variable returns the name that s, which begins with a dollar sign, refers to,
 // and how many bytes say so; none when it is no reference.
 func variable(s string) (name string, length int) {
 	body := s[1:]
-	if after, ok := strings.CutPrefix(body, "{"); ok {
-		inner, _, ok := strings.Cut(after, "}")
-		if !ok || !envName.MatchString(inner) {
-			return "", 0
-		}
-		return inner, len(inner) + len("${}")
-	}
-	n := 0
-	for n < len(body) && envName.MatchString(body[:n+1]) {
-		n++
-	}
-	if n == 0 {
+	after, braced := strings.CutPrefix(body, "{")
+	name = namePrefix.FindString(after)
+	switch {
+	case name == "", braced && !strings.HasPrefix(after[len(name):], "}"):
 		return "", 0
+	case braced:
+		return name, len(name) + len("${}")
 	}
-	return body[:n], n + 1
+	return name, len(name) + 1
 }
 
 func (r *run) workdirStep(ctx context.Context, x *box, s template.Step, st *state) (bool, error) {

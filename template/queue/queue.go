@@ -43,7 +43,8 @@ type Store interface {
 	AttemptBuild(ctx context.Context, id template.BuildID) error
 	// PendingBuilds returns what is building, the oldest first.
 	PendingBuilds(ctx context.Context) ([]template.Pending, error)
-	// FinishBuild ends a build. One that is ready gets its tags, all at once.
+	// FinishBuild ends a build. One that is ready gets its tags, all at once, but
+	// those of a build that was registered after it.
 	// errdefs.ErrNotFound when its template was deleted.
 	FinishBuild(ctx context.Context, b template.Build, actor string) error
 	// ExpireBuilds fails what was registered before a time and never started.
@@ -297,7 +298,8 @@ func (q *Queue) Cancel(ctx context.Context, who identity.Principal, ref string, 
 		b.Status, b.Reason, b.FinishedAt = template.Failed, "the build was cancelled before it was started", now()
 		return q.deps.Store.FinishBuild(ctx, b, who.KeyID)
 	}
-	if !q.stop(func(j *job) bool { return j.Build == id }, errCancelled) {
+	// One that has ended may be among the running for a moment.
+	if b.Status != template.Building || !q.stop(func(j *job) bool { return j.Build == id }, errCancelled) {
 		return fmt.Errorf("build %q is not under way, its state is %s: %w", id, b.Status, errdefs.ErrFailedPrecondition)
 	}
 	q.deps.Log.InfoContext(ctx, "build cancelled", slog.String("build", string(id)), slog.String("by", who.KeyID))

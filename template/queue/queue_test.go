@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,7 +67,11 @@ type execution struct {
 
 func (e *execution) Execute(ctx context.Context, p template.Plan, log func(template.LogLine)) (template.Artifacts, error) {
 	log(template.LogLine{At: time.Now(), Level: "info", Text: "begin " + p.Image.Ref + "\x00\xff"})
-	e.began <- p
+	select {
+	case e.began <- p:
+	case <-ctx.Done(): // the test has ended
+		return template.Artifacts{}, &template.StepError{Step: 1, Err: ctx.Err()}
+	}
 	select {
 	case err := <-e.end:
 		return template.Artifacts{Rootfs: image.Rootfs{Digest: "sha256:" + strings.Repeat("ef", 32)}}, err
@@ -82,6 +87,11 @@ type fixture struct {
 	exec  *execution
 	seed  identity.Seed
 	stop  func()
+	// records, when set, is the store that the queue uses.
+	records interface {
+		queue.Store
+		queue.Records
+	}
 }
 
 var who = identity.Principal{Team: identity.DefaultTeam, KeyID: "k"}
@@ -101,8 +111,11 @@ func (f *fixture) restart(c queue.Config) {
 		f.stop()
 	}
 	c.Defaults = provider.Resources{CPUs: 2, MemoryMiB: 512, DiskMiB: 1024, Processes: 64}
+	if f.records == nil {
+		f.records = f.store
+	}
 	q, err := queue.New(c, queue.Deps{
-		Store: f.store, Records: f.store, Catalog: catalog{f.store}, Files: noFiles{}, Executor: f.exec, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
+		Store: f.records, Records: f.records, Catalog: catalog{f.store}, Files: noFiles{}, Executor: f.exec, Seed: f.seed, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.t.Fatal(err)
@@ -266,13 +279,54 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// slow is an Executor that takes its time to stop.
+type slow struct {
+	began   chan struct{}
+	release chan struct{}
+}
+
+func (s slow) Execute(ctx context.Context, _ template.Plan, _ func(template.LogLine)) (template.Artifacts, error) {
+	s.began <- struct{}{}
+	<-s.release
+	return template.Artifacts{}, &template.StepError{Step: 1, Err: ctx.Err()}
+}
+
+// What was cancelled does not begin again because the server stopped before the
+// build did.
+func TestCancelledWhileStopping(t *testing.T) {
+	t.Parallel()
+	s := storetest.SQLite(t)
+	exec := slow{make(chan struct{}), make(chan struct{})}
+	q, err := queue.New(queue.Config{}, queue.Deps{
+		Store: s, Records: s, Catalog: catalog{s}, Files: noFiles{}, Executor: exec, Seed: identity.NewSeed(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = q.Run(ctx) })
+	f := &fixture{Queue: q, t: t, store: s}
+	b := f.start(who, "mine", queue.Recipe{Image: "debian"})
+	<-exec.began
+	if err := q.Cancel(t.Context(), who, "mine", b.ID); err != nil {
+		t.Errorf("Cancel() = %v", err)
+	}
+	stop()
+	close(exec.release)
+	wg.Wait()
+	if got, err := s.GetBuild(t.Context(), b.ID); err != nil || got.Status != template.Failed || !strings.Contains(got.Reason, "cancelled") {
+		t.Errorf("build = %+v, %v, want it to have failed as cancelled", got, err)
+	}
+}
+
 func TestTimeout(t *testing.T) {
 	t.Parallel()
-	f := begin(t, queue.Config{Timeout: 20 * time.Millisecond})
+	f := begin(t, queue.Config{Timeout: time.Second})
 	b := f.start(who, "a", queue.Recipe{Image: "one", Steps: []template.Step{{Type: "RUN", Args: []string{"x"}}}})
 	<-f.exec.began
 	got := f.ended(b.ID)
-	if got.Status != template.Failed || got.Step != "1" || !strings.Contains(got.Reason, "longer than 20ms") {
+	if got.Status != template.Failed || got.Step != "1" || !strings.Contains(got.Reason, "longer than 1s") {
 		t.Errorf("build = %+v", got)
 	}
 }
@@ -377,6 +431,45 @@ func (e flood) Execute(_ context.Context, p template.Plan, log func(template.Log
 		}
 	}
 	return template.Artifacts{Rootfs: image.Rootfs{Digest: "sha256:" + strings.Repeat("ef", 32)}}, nil
+}
+
+// flaky is a store whose database is away when a build begins and when it ends.
+type flaky struct {
+	*store.Store
+	reads, ends atomic.Int32
+}
+
+var errAway = errors.New("the database is away")
+
+func (f *flaky) GetBuild(ctx context.Context, id template.BuildID) (template.Build, error) {
+	if f.reads.Add(-1) >= 0 {
+		return template.Build{}, errAway
+	}
+	return f.Store.GetBuild(ctx, id)
+}
+
+func (f *flaky) FinishBuild(ctx context.Context, b template.Build, actor string) error {
+	if f.ends.Add(-1) >= 0 {
+		return errAway
+	}
+	return f.Store.FinishBuild(ctx, b, actor)
+}
+
+func TestDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	f := begin(t, queue.Config{})
+	f.stop()
+	b := f.start(who, "mine", queue.Recipe{Image: "debian"})
+	away := &flaky{Store: f.store}
+	away.reads.Store(1)
+	away.ends.Store(2)
+	f.records = away
+	f.restart(queue.Config{})
+	<-f.exec.began
+	f.exec.end <- nil
+	if got := f.ended(b.ID); got.Status != template.Ready {
+		t.Errorf("build = %+v, want it ready", got)
+	}
 }
 
 func TestLogIsBounded(t *testing.T) {

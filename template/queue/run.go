@@ -20,7 +20,11 @@ import (
 // build stays as it is, for the next server.
 func (q *Queue) run(ctx context.Context, j *job) {
 	log := q.deps.Log.With(slog.String("build", string(j.Build)), slog.String("template", string(j.Template)))
-	b, err := q.deps.Records.GetBuild(ctx, j.Build)
+	var b template.Build
+	err := insist(ctx, func(ctx context.Context) (err error) {
+		b, err = q.deps.Records.GetBuild(ctx, j.Build)
+		return err
+	})
 	if err != nil {
 		if !errdefs.IsNotFound(err) && ctx.Err() == nil { // with its template
 			log.ErrorContext(ctx, "build cannot be read; the next start of the server begins it again", slog.Any("error", err))
@@ -41,20 +45,26 @@ func (q *Queue) run(ctx context.Context, j *job) {
 
 	began := time.Now()
 	after := context.WithoutCancel(ctx)
-	w, err := newJournal(after, q.deps.Store, j.Build, log)
+	var w *journal
+	err = insist(ctx, func(context.Context) (err error) {
+		w, err = newJournal(after, q.deps.Store, j.Build, log)
+		return err
+	})
 	if err != nil {
 		log.ErrorContext(ctx, "log of a build cannot be read; the next start of the server begins it again", slog.Any("error", err))
 		return
 	}
 	a, err := q.execute(bctx, j, b, w)
-	if cause := context.Cause(bctx); err != nil && cause != nil {
+	cause := context.Cause(bctx)
+	decided := errors.Is(cause, errCancelled) || errors.Is(cause, errDeleted)
+	if err != nil && cause != nil {
 		log.DebugContext(ctx, "build was ended", slog.Any("error", err))
 		if step, ok := errors.AsType[*template.StepError](err); ok {
 			cause = &template.StepError{Step: step.Step, Err: cause}
 		}
 		err = cause
 	}
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !decided {
 		w.line(template.Warn, "", errStopping.Error()+"; the build begins again with the next one")
 		w.close()
 		return
@@ -73,9 +83,7 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	}
 	// Whoever sees the end must find every line.
 	w.close()
-	fctx, done := context.WithTimeout(after, finishTimeout)
-	defer done()
-	ferr := q.deps.Store.FinishBuild(fctx, b, "system")
+	ferr := insist(ctx, func(ctx context.Context) error { return q.deps.Store.FinishBuild(ctx, b, "system") })
 	switch {
 	case errdefs.IsNotFound(ferr):
 		log.InfoContext(ctx, "template was deleted while it was built")
@@ -85,6 +93,34 @@ func (q *Queue) run(ctx context.Context, j *job) {
 		log.WarnContext(ctx, "build failed", slog.String("step", b.Step), slog.String("reason", b.Reason), slog.Duration("took", time.Since(began)))
 	default:
 		log.InfoContext(ctx, "build finished", slog.Duration("took", time.Since(began)), slog.String("rootfs", b.Rootfs.Digest))
+	}
+}
+
+const (
+	// patience is how long a database may be away: less than what a build has saved
+	// is safe for without a record.
+	patience     = 5 * time.Minute
+	firstPause   = 100 * time.Millisecond
+	longestPause = 10 * time.Second
+)
+
+// insist calls fn, whose context outlives ctx, until it succeeds or fails for
+// good, ctx has ended or patience is over: what a build came to is not lost, nor
+// the build stuck until the next start, because the database was away for a moment.
+func insist(ctx context.Context, fn func(context.Context) error) error {
+	give := time.Now().Add(patience)
+	for wait := firstPause; ; wait = min(2*wait, longestPause) {
+		fctx, done := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+		err := fn(fctx)
+		done()
+		if err == nil || errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || time.Now().After(give) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
 	}
 }
 

@@ -28,6 +28,17 @@ type Request struct {
 	FreeDiskMiB *int64
 }
 
+// How the sources of builds begin that had a recipe.
+const (
+	imageSource    = "image "
+	templateSource = "template "
+)
+
+// FromRecipe says whether a build was begun with Start, by its team or for it.
+func FromRecipe(b template.Build) bool {
+	return strings.HasPrefix(b.Source, imageSource) || strings.HasPrefix(b.Source, templateSource)
+}
+
 const (
 	maxTags = 100
 	mostCPU = 32
@@ -173,7 +184,7 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 	}
 	k := kept{Image: r.Image, Steps: r.Steps, Force: r.Force}
 	var base *template.Build
-	b.Source = "image " + r.Image
+	b.Source = imageSource + r.Image
 	if r.Registry != nil {
 		k.Username, k.Password = r.Registry.Username, r.Registry.Password.Reveal()
 	}
@@ -185,7 +196,7 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 		if found.FromSandbox() {
 			return apierr.Field("fromTemplate", "%q is a snapshot, whose files are not all in an image: build on a template", r.Template)
 		}
-		base, k.Base, b.Source = &found, found.ID, "template "+r.Template
+		base, k.Base, b.Source = &found, found.ID, templateSource+r.Template
 	}
 	k.Start, k.Ready = commands(r, base)
 	b.Start, b.Ready = k.Start, k.Ready
