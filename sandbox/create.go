@@ -15,6 +15,7 @@ import (
 	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/internal/undo"
 	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/snapshot"
@@ -209,6 +210,11 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 	tmpl, build, err := m.deps.Templates.Resolve(ctx, who.Team, r.Template)
 	if err != nil {
 		return nil, err
+	}
+	if unsaved(build) {
+		return nil, apierr.New(errdefs.ErrUnavailable,
+			"template %.200q is being prepared: its start command runs and its memory is saved, which takes some seconds; "+
+				"if it stays so, `caisson template inspect` and the server's log say why", r.Template).WithCode("template_preparing")
 	}
 	if build, err = m.opened(build); err != nil {
 		return nil, err

@@ -160,6 +160,9 @@ func (m *Manager) planPool(ctx context.Context) {
 				if k := bootedKey(build.Rootfs, res); plan.Most() > 0 && m.cfg.Pool.Booted > 0 {
 					plans[k], labels[k] = pool.Plan{Hot: m.cfg.Pool.Booted}, label
 				}
+				if unsaved(build) {
+					continue // creates of it are refused
+				}
 				if !canBeWarm(build) {
 					m.log.WarnContext(ctx, "a snapshot cannot be kept warm", slog.String("template", ref))
 					continue
@@ -176,6 +179,10 @@ func (m *Manager) planPool(ctx context.Context) {
 	}
 	m.pool.SetPlan(plans, labels)
 }
+
+// unsaved says that what a template's start command makes is still to come. A
+// sandbox of it would lack what it is for.
+func unsaved(b template.Build) bool { return b.Start != "" && b.Artifact == nil }
 
 // canBeWarm is false for a snapshot: somebody's processes would run on, without
 // their network and their identity. What a template's start command left running

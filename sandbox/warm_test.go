@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/pool"
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/template"
@@ -170,6 +172,39 @@ func TestWarmMemoryOfAnotherTeam(t *testing.T) {
 		if s.Key.Build == "theirs-build" {
 			t.Errorf("another team's start command is kept running: %+v", s)
 		}
+	}
+}
+
+// A build whose start command has not been run makes no sandbox, and no warm one.
+func TestUnsavedTemplate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.boot(t, testConfig()).run(t)
+	b := save(t, p, create(t, p).ID, "point").Build
+	b.ID, b.Template, b.Sealed, b.Sandbox, b.Artifact, b.Start = "files-only", "served", "", "", nil, "serve"
+	served := template.Template{ID: "served", Team: alice.Team, Names: []string{"served"}, Current: b.ID}
+	if err := w.db.PutTemplate(t.Context(), served, b); err != nil {
+		t.Fatal(err)
+	}
+	p.halt()
+	before := w.boxes.ids()
+
+	cfg := testConfig()
+	cfg.Pool = sandbox.Pool{Plans: map[string]pool.Plan{"served": {Hot: 1}, "base": {Hot: 1}}}
+	p = w.boot(t, cfg).run(t)
+	warmed(t, p, 1)
+	if all := p.PoolStatus(); len(all) != 1 || all[0].Key.Build == "files-only" {
+		t.Errorf("pool: %+v, want base alone", all)
+	}
+	r := request()
+	r.Template = "served"
+	_, err := p.Create(t.Context(), alice, r)
+	e, ok := errors.AsType[*apierr.Error](err)
+	if !ok || e.Code != "template_preparing" || !errdefs.IsUnavailable(e) {
+		t.Errorf("Create() = %v, want template_preparing", e)
+	}
+	if n := len(w.boxes.ids()); n != len(before)+1 {
+		t.Errorf("%d boxes, want one more than %d, the warm one", n, len(before))
 	}
 }
 

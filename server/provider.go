@@ -79,7 +79,7 @@ func (n *node) health(ctx context.Context) error {
 	if len(all) == 0 {
 		return cli.ErrNoTemplate
 	}
-	return n.preparing(ctx)
+	return nil
 }
 
 // destroyAll ends every sandbox, for servers that leave nothing behind.

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -199,15 +198,16 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 	return nil
 }
 
-// prepareLimit is how long a start waits for stock templates; the server answers
-// meanwhile, and creates of other templates work.
+// prepareLimit is how long a build waits for its memory; what is not saved by then
+// is the next server's.
 const prepareLimit = time.Minute
 
-// awaitPrepared waits until stock templates can be created from.
+// awaitPrepared waits until stock templates can be created from: until then
+// creates of them are refused.
 func (n *node) awaitPrepared(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
-	for first := true; n.preparing(ctx) != nil; first = false {
+	for first := true; n.preparing(ctx); first = false {
 		if first {
 			n.opts.Progress("prepare the code interpreter", "")
 		}
@@ -219,9 +219,8 @@ func (n *node) awaitPrepared(ctx context.Context) {
 	}
 }
 
-// preparing is the error of a server whose stock templates are not ready yet;
-// creates of others work.
-func (n *node) preparing(ctx context.Context) error {
+// preparing says whether the memory of a stock template is still to come.
+func (n *node) preparing(ctx context.Context) bool {
 	for _, s := range template.StockTemplates() {
 		if s.Start == "" {
 			continue
@@ -231,12 +230,9 @@ func (n *node) preparing(ctx context.Context) error {
 			continue
 		}
 		builds, err := n.home.store.ListBuilds(ctx, t.ID)
-		if err != nil {
-			return err
-		}
-		if len(builds) == 0 || builds[0].Status != template.Failed { // the newest
-			return fmt.Errorf("template %q is being prepared: its start command runs, and its memory is saved", s.Name)
+		if err == nil && (len(builds) == 0 || builds[0].Status != template.Failed) { // the newest
+			return true
 		}
 	}
-	return nil
+	return false
 }

@@ -211,7 +211,6 @@ func (n *node) run(ctx context.Context, listener net.Listener) error {
 	}
 	defer stopMetrics()
 
-	n.awaitPrepared(ctx)
 	if ctx.Err() == nil && workCtx.Err() == nil {
 		ready := cli.Ready{URL: n.url(listener.Addr()), CAFile: caFile, Problem: n.health(ctx)}
 		if created {

@@ -114,6 +114,6 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 	}
 	return c.record(ctx, identity.DefaultTeam, name, true, started, Build{
 		Source: built.Manifest.Source, Rootfs: built.Rootfs, Resources: s.Resources,
-		User: built.User, Workdir: built.Workdir, Env: built.Env,
+		User: built.User, Workdir: built.Workdir, Env: built.Env, Start: s.Start, Ready: s.Ready,
 	})
 }

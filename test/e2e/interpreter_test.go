@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -208,4 +209,31 @@ func summary(t *testing.T, body string) []string {
 		}
 	}
 	return all
+}
+
+// The kernels' own tests where their programs are: in the template. On a machine
+// that lacks some of them they skip; here they must not.
+func TestKernelsInTheTemplate(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "kernel.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", program, "./codeinterp/kernel")
+	build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	b := interpreter(t)
+	f, err := os.Open(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	resp, err := shared.Agent(t.Context(), b, http.MethodPost, "/files?path=/home/user/kernel.test&username=root", "application/octet-stream", f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	r, err := shared.ExecAs(t.Context(), b, "root", "/bin/sh", "-c", "cd /home/user && chmod +x kernel.test && ./kernel.test -test.v -test.timeout 4m")
+	if err != nil || r.ExitCode != 0 || strings.Contains(r.Stdout, "--- SKIP") || strings.Count(r.Stdout, "--- PASS") < 8 {
+		t.Errorf("tests of the kernels: exit %d, %v\n%s%s", r.ExitCode, err, r.Stdout, r.Stderr)
+	}
 }
