@@ -136,11 +136,11 @@ func TestCrashDuringDiff(t *testing.T) {
 	w := comparable(t)
 	p := w.boot(t, testConfig()).run(t)
 	sb := pausable(t, p, nil)
-	p.onStep = func(name string) {
+	p.atStep(func(name string) {
 		if name == "export" {
 			p.dead.Store(true)
 		}
-	}
+	})
 	_, _ = p.Diff(t.Context(), alice, "", string(sb.ID), diff.Options{}) // nobody hears the answer
 	if n := len(w.boxes.ids()); n != 2 {
 		t.Fatalf("%d boxes, want the sandbox and its copy", n)

@@ -105,17 +105,17 @@ func TestSweepDuringResume(t *testing.T) {
 		w.boxes.mu.Unlock()
 		p := w.boot(t, testConfig())
 		connected := make(chan error, 1)
-		p.onStep = func(name string) {
+		p.atStep(func(name string) {
 			if name != "open" { // of the old box, which was judged already
 				return
 			}
-			p.onStep = nil
+			p.atStep(nil)
 			go func() {
 				_, _, err := p.Connect(t.Context(), alice, sb.ID, time.Hour)
 				connected <- err
 			}()
 			time.Sleep(time.Second) // it would be done by now
-		}
+		})
 		p.run(t)
 		if err := <-connected; err != nil {
 			t.Fatalf("Connect() = %v", err)

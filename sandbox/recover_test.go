@@ -261,15 +261,15 @@ func TestKillWhileTakingOver(t *testing.T) {
 
 		p := w.boot(t, testConfig())
 		killed := make(chan error, 1)
-		p.onStep = func(name string) {
+		p.atStep(func(name string) {
 			if name != "attach" {
 				return
 			}
-			p.onStep = nil
+			p.atStep(nil)
 			p.failNext("destroy")
 			go func() { killed <- p.Kill(t.Context(), alice, sb.ID, "") }()
 			synctest.Wait() // it waits for the take-over to end
-		}
+		})
 		p.run(t)
 		if err := <-killed; err != nil {
 			t.Errorf("Kill() = %v", err)

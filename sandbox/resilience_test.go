@@ -22,14 +22,14 @@ func TestSlowDisk(t *testing.T) {
 		w := newWorld(t)
 		p := w.boot(t, testConfig())
 		var write, sync atomic.Int64
-		p.onStep = func(name string) {
+		p.atStep(func(name string) {
 			switch name {
 			case "mutate", "insert", "admit", "put snapshot", "snapshot", "delete", "swap names":
 				time.Sleep(time.Duration(write.Load()))
 			case "sync":
 				time.Sleep(time.Duration(sync.Load()))
 			}
-		}
+		})
 		p.run(t)
 		write.Store(int64(3 * time.Second))
 		sync.Store(int64(20 * time.Second))

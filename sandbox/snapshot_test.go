@@ -431,12 +431,12 @@ func TestSnapshotReplacedDuringCreate(t *testing.T) {
 	p := w.boot(t, testConfig()).run(t)
 	src := pausable(t, p, func(r *sandbox.CreateRequest) { r.Timeout = time.Hour })
 	snap := save(t, p, src.ID, "point")
-	p.onStep = func(name string) {
+	p.atStep(func(name string) {
 		if name == "insert" {
-			p.onStep = nil
+			p.atStep(nil)
 			save(t, p, src.ID, "point")
 		}
-	}
+	})
 	_, err := p.Create(t.Context(), alice, startFrom(snap.Reference()))
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "replaced meanwhile") {
 		t.Errorf("Create() = %v, want that it was replaced", err)

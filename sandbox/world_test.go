@@ -71,7 +71,7 @@ type process struct {
 	calls, dieAt, failAt atomic.Int64
 	dead                 atomic.Bool
 	agentRefuses         atomic.Bool
-	onStep               func(name string) // set before it runs
+	onStep               atomic.Pointer[func(name string)]
 	deadlineHangs        atomic.Bool
 	// loseInsert lets the next insert succeed and its answer get lost.
 	loseInsert atomic.Bool
@@ -175,8 +175,8 @@ func (p *process) step(name string) error {
 	if p.dead.Load() {
 		return errDead
 	}
-	if f := p.onStep; f != nil {
-		f(name)
+	if f := p.onStep.Load(); f != nil {
+		(*f)(name)
 	}
 	n := p.calls.Add(1)
 	p.mu.Lock()
@@ -194,6 +194,15 @@ func (p *process) step(name string) error {
 		return fmt.Errorf("%s: %w", name, errInjected)
 	}
 	return nil
+}
+
+// atStep has every effect call f first; nil ends that.
+func (p *process) atStep(f func(name string)) {
+	if f == nil {
+		p.onStep.Store(nil)
+		return
+	}
+	p.onStep.Store(&f)
 }
 
 func (p *process) failNext(name string) {
