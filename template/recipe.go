@@ -18,7 +18,7 @@ const (
 	BaseName      = "base"
 	DefaultSuite  = "bookworm"
 	sourceTar     = "tar"
-	recipeVersion = 2
+	recipeVersion = 3
 )
 
 // BasePackages returns the Debian packages of the base template beside those
@@ -28,7 +28,7 @@ const (
 // npm is not among them: see npm.go.
 func BasePackages() []string {
 	return []string{
-		"bash", "bzip2", "ca-certificates", "coreutils", "curl", "diffutils", "file", "findutils",
+		"bash", "bash-static", "bzip2", "ca-certificates", "coreutils", "curl", "diffutils", "file", "findutils",
 		"gawk", "git", "grep", "gzip", "iproute2", "jq", "less", "libnss-myhostname", "lsof", "nano",
 		"ncurses-base", "ncurses-bin", "netcat-openbsd", "nodejs", "openssh-client", "patch", "procps",
 		"psmisc", "python-is-python3", "python3", "python3-pip", "python3-venv", "sed", "sudo", "tar",
