@@ -1,7 +1,9 @@
 package storetest
 
 import (
+	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -9,83 +11,130 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
 
-// Postgres starts a PostgreSQL of its own on a socket in a temporary directory,
-// stopped when the test ends, and returns a function that makes a fresh
-// database in it. The test is skipped where PostgreSQL is not installed.
+// ErrNoPostgres says that PostgreSQL is not installed, or cannot run here.
+var ErrNoPostgres = errors.New("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+
+// Cluster is a PostgreSQL of the tests' own, on a socket in a temporary directory.
+type Cluster struct {
+	dir  string
+	cred *syscall.Credential
+	// admin is a connection that makes databases.
+	admin *sql.DB
+	made  atomic.Int64
+}
+
+// Postgres starts a Cluster, stopped when the test ends, and returns a function
+// that makes a fresh database in it. The test is skipped where PostgreSQL is not
+// installed.
 func Postgres(t *testing.T) (newDatabase func(t *testing.T) (dsn string)) {
 	t.Helper()
-	initdb, err := postgresTool("initdb")
-	if err != nil {
-		t.Skipf("PostgreSQL is not installed (Debian: apt-get install postgresql): %v", err)
+	c, err := StartPostgres()
+	if errors.Is(err, ErrNoPostgres) {
+		t.Skip(err)
 	}
-	ctl, err := postgresTool("pg_ctl")
 	if err != nil {
-		t.Skipf("PostgreSQL is not installed (Debian: apt-get install postgresql): %v", err)
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(t *testing.T) string {
+		t.Helper()
+		dsn, err := c.NewDatabase(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dsn
+	}
+}
+
+// StartPostgres starts a cluster; ErrNoPostgres. Data is not synced to disk.
+func StartPostgres() (*Cluster, error) {
+	c := &Cluster{}
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		cred, err := credential("postgres")
+		if err != nil {
+			return nil, fmt.Errorf("running as root, and there is no user postgres: %w: %w", err, ErrNoPostgres)
+		}
+		c.cred = cred
+	}
+	if _, err := postgresTool("initdb"); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrNoPostgres)
 	}
 	// Not t.TempDir: the user postgres could not reach below it.
 	dir, err := os.MkdirTemp("", "store-postgres-")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	var cred *syscall.Credential
-	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
-		cred, err = credential("postgres")
-		if err != nil {
-			t.Skipf("running as root and there is no user postgres: %v", err)
+	c.dir = dir
+	if err := c.start(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return c, nil
+}
+
+func (c *Cluster) start() error {
+	if c.cred != nil {
+		if err := os.Chown(c.dir, int(c.cred.Uid), int(c.cred.Gid)); err != nil {
+			return err
 		}
-		if err := os.Chown(dir, int(cred.Uid), int(cred.Gid)); err != nil {
-			t.Fatal(err)
-		}
 	}
-	run := func(tool string, args ...string) error {
-		cmd := exec.Command(tool, args...)
-		cmd.Dir = dir
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s: %w\n%s", filepath.Base(tool), err, out)
-		}
-		return nil
+	if err := c.run("initdb", "-D", c.data(), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"); err != nil {
+		return err
 	}
-	data := filepath.Join(dir, "data")
-	if err := run(initdb, "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"); err != nil {
-		t.Fatal(err)
+	opts := fmt.Sprintf("-c listen_addresses='' -k %s -c fsync=off -c max_connections=200", c.dir)
+	if err := c.run("pg_ctl", "-D", c.data(), "-w", "-l", filepath.Join(c.dir, "log"), "-o", opts, "start"); err != nil {
+		return err
 	}
-	opts := fmt.Sprintf("-c listen_addresses='' -k %s -c fsync=off -c max_connections=200", dir)
-	if err := run(ctl, "-D", data, "-w", "-l", filepath.Join(dir, "log"), "-o", opts, "start"); err != nil {
-		t.Fatal(err)
+	var err error
+	c.admin, err = sql.Open("pgx", c.dsn("postgres"))
+	return err
+}
+
+// Stop ends the cluster and removes its files.
+func (c *Cluster) Stop() error {
+	return errors.Join(
+		c.admin.Close(),
+		c.run("pg_ctl", "-D", c.data(), "-w", "-m", "immediate", "stop"),
+		os.RemoveAll(c.dir),
+	)
+}
+
+// NewDatabase makes an empty database and returns its URL.
+func (c *Cluster) NewDatabase(ctx context.Context) (dsn string, err error) {
+	name := fmt.Sprintf("test%d", c.made.Add(1))
+	if _, err := c.admin.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", err
 	}
-	t.Cleanup(func() {
-		if err := run(ctl, "-D", data, "-w", "-m", "immediate", "stop"); err != nil {
-			t.Error(err)
-		}
-	})
-	dsn := func(database string) string {
-		u := url.URL{Scheme: "postgres", Path: "/" + database, RawQuery: url.Values{"host": {dir}, "user": {"postgres"}}.Encode()}
-		return u.String()
-	}
-	admin, err := sql.Open("pgx", dsn("postgres"))
+	return c.dsn(name), nil
+}
+
+func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
+
+func (c *Cluster) dsn(database string) string {
+	u := url.URL{Scheme: "postgres", Path: "/" + database, RawQuery: url.Values{"host": {c.dir}, "user": {"postgres"}}.Encode()}
+	return u.String()
+}
+
+func (c *Cluster) run(tool string, args ...string) error {
+	path, err := postgresTool(tool)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	t.Cleanup(func() { admin.Close() })
-	names := make(chan int, 1)
-	names <- 0
-	return func(t *testing.T) string {
-		t.Helper()
-		n := <-names
-		names <- n + 1
-		name := fmt.Sprintf("test%d", n)
-		if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
-			t.Fatal(err)
-		}
-		return dsn(name)
+	cmd := exec.Command(path, args...)
+	cmd.Dir = c.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.cred}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", tool, err, out)
 	}
+	return nil
 }
 
 func postgresTool(name string) (string, error) {

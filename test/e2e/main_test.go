@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caisson-dev/caisson/internal/testenv"
+	"github.com/caisson-dev/caisson/store/storetest"
 )
 
 // upstreamIP is where the tests' own upstream servers listen: a loopback
@@ -37,6 +38,9 @@ rate:
 // shared is one server for the tests that do not harm it.
 var shared *testenv.Server
 
+// cluster holds the servers' databases when CAISSON_TEST_DATABASE is "postgres".
+var cluster *storetest.Cluster
+
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		if os.Geteuid() != 0 || os.Getenv("CAISSON_TEST_BIN") == "" || os.Getenv("CAISSON_TEST_DATA") == "" {
@@ -52,6 +56,13 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		if os.Getenv("CAISSON_TEST_DATABASE") == "postgres" {
+			if cluster, err = storetest.StartPostgres(); err != nil {
+				fmt.Println("e2e:", err)
+				return 1
+			}
+			defer cluster.Stop()
+		}
 		shared, err = start(context.Background(), dir)
 		if err != nil {
 			fmt.Println("e2e:", err)
@@ -72,8 +83,20 @@ func start(ctx context.Context, dir string, args ...string) (*testenv.Server, er
 	if err := os.WriteFile(conf, []byte(configYAML), 0o600); err != nil {
 		return nil, err
 	}
+	var env []string
+	if cluster != nil {
+		dsn, err := cluster.NewDatabase(ctx)
+		if err != nil {
+			return nil, err
+		}
+		env = []string{"CAISSON_DATABASE=" + dsn}
+		// Nothing of the SQLite database may be what makes a test pass.
+		if err := os.Remove(filepath.Join(data, "caisson.db")); err != nil {
+			return nil, err
+		}
+	}
 	return testenv.Start(ctx, testenv.Options{
-		Binary: os.Getenv("CAISSON_TEST_BIN"), Data: data,
+		Binary: os.Getenv("CAISSON_TEST_BIN"), Data: data, Env: env,
 		Args: append([]string{"--config", conf, "--destroy-on-exit"}, args...),
 	})
 }

@@ -104,13 +104,19 @@ func TestWarmSandboxesAreCleanedUp(t *testing.T) {
 	}
 }
 
-// The engine dies with the warm sandboxes in it: a create just after works.
+// The engine dies with the warm sandboxes in it: a create just after works. One
+// that was served before the server could learn of it is lost and says so.
 func TestWarmPoolSurvivesEngine(t *testing.T) {
 	t.Parallel()
 	s := warmServer(t)
 	killEngine(t, s, true)
 	b := create(t, s, nil)
-	quick(t, s, b)
+	if r, err := s.Exec(t.Context(), b, "/bin/echo", "alive"); err != nil || r.Stdout != "alive\n" {
+		if n := ended(t, s, b.ID, 10*time.Second); n.Reason != "engine_lost" {
+			t.Errorf("exec = %+v, %v, and the sandbox ended as %q", r, err, n.Reason)
+		}
+		quick(t, s, create(t, s, nil))
+	}
 	warm(t, s, 2)
 }
 
