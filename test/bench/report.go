@@ -23,17 +23,26 @@ func (s sample) quantile(q float64) time.Duration {
 
 func (s sample) median() time.Duration { return s.quantile(0.5) }
 
-func ms(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d.Microseconds())/1000) }
+// ms is empty for what was not measured.
+func ms(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f", float64(d.Microseconds())/1000)
+}
 
 type report struct {
 	o     options
 	start time.Time
 	b     strings.Builder
+	// checks belong below the table that is being written.
+	checks []string
 }
 
 func newReport(o options, start time.Time) *report { return &report{o: o, start: start} }
 
 func (r *report) section(title, method string) {
+	r.flush()
 	fmt.Fprintf(&r.b, "\n## %s\n\n%s\n\n", title, method)
 }
 
@@ -53,11 +62,19 @@ func (r *report) check(what string, ok bool, got, want string) {
 	if !ok {
 		verdict = "**missed**"
 	}
-	fmt.Fprintf(&r.b, "\n* %s: %s, target %s: %s\n", what, got, want, verdict)
+	r.checks = append(r.checks, fmt.Sprintf("* %s: %s, target %s: %s", what, got, want, verdict))
 	fmt.Fprintf(os.Stderr, "   %s: %s (target %s): %s\n", what, got, want, verdict)
 }
 
+func (r *report) flush() {
+	if len(r.checks) > 0 {
+		fmt.Fprintf(&r.b, "\n%s\n", strings.Join(r.checks, "\n"))
+	}
+	r.checks = nil
+}
+
 func (r *report) write() error {
+	r.flush()
 	uname, err := exec.Command("uname", "-r").Output()
 	if err != nil {
 		return err

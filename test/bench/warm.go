@@ -62,10 +62,32 @@ func benchWarm(ctx context.Context, o options, r *report) error {
 		return nil
 	}
 	r.table("pool", "mode", "succeeded", "median", "p95", "p99", "create, median")
+	if err := leastModes(ctx, o, r); err != nil {
+		return err
+	}
 	for _, hot := range []int{128, 16} {
 		if err := warmModes(ctx, o, hot, r); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// leastModes is what the SDK itself takes.
+func leastModes(ctx context.Context, o options, r *report) error {
+	const n = 100
+	floor, stop, err := floorServer()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for _, mode := range []string{"sequential", "burst"} {
+		v, err := timeToInteractive(ctx, o, floor, mode, n)
+		if err != nil {
+			return err
+		}
+		tti, create := samples(v.TTI), samples(v.Create)
+		r.row("none: a server that answers at once and runs nothing", mode, fmt.Sprintf("%d of %d", len(tti), n), ms(tti.median()), ms(tti.quantile(.95)), ms(tti.quantile(.99)), ms(create.median()))
 	}
 	return nil
 }
