@@ -133,7 +133,11 @@ func (p *Pool) reconcile(ctx context.Context) {
 			// is about to work.
 			enough = !s.rushed(now)
 		}
-		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < busyTime {
+		patience := busyTime
+		if 2*len(s.boxes) >= p.target(s, now) {
+			patience *= 5
+		}
+		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < patience {
 			time.AfterFunc(wait, p.poke)
 			return
 		}

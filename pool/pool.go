@@ -20,7 +20,8 @@ import (
 
 const (
 	// quietTime is how long a create and its first command have the machine for
-	// themselves, and busyTime how long a run of creates has.
+	// themselves, and busyTime how long a run of creates has: five times as long
+	// while at least half of what is wanted is there.
 	quietTime = 100 * time.Millisecond
 	busyTime  = 2 * time.Second
 	// destroyLimit bounds the end of one box.
@@ -114,7 +115,7 @@ type Pool struct {
 	bytes  int64 // of all boxes held
 	// quiet is until when no box is made: what was just taken is about to work.
 	// It is put off by every create, but not beyond busyTime after lacking, when
-	// the first box was lacking.
+	// the first box was lacking, or five times that while there are plenty.
 	quiet, lacking time.Time
 	// garbage waits for Run to destroy it.
 	garbage []Box

@@ -476,6 +476,33 @@ func TestRefillWaitsForQuiet(t *testing.T) {
 	})
 }
 
+// A long run of creates has the machine for itself while there are plenty.
+func TestRefillWaitsWhileThereArePlenty(t *testing.T) {
+	t.Parallel()
+	h := &host{}
+	start(t, h, pool.Options{}, func(p *pool.Pool) {
+		p.SetPlan(plan(small, 100), nil)
+		synctest.Wait()
+		take := func(n int) {
+			for range n { // one create every 75 ms
+				if b, ok := p.Take(small, ""); ok {
+					p.Settle(small, b)
+				}
+				time.Sleep(75 * time.Millisecond)
+				synctest.Wait()
+			}
+		}
+		take(45)
+		if got := hot(p, small); got != 55 {
+			t.Errorf("hot = %d after 3.4 s of creates, want 55", got)
+		}
+		take(10)
+		if got := hot(p, small); got <= 45 {
+			t.Errorf("hot = %d with less than half left, want it to be refilled", got)
+		}
+	})
+}
+
 // What runs in a box may take more than it took in the beginning.
 func TestBoxesThatGrow(t *testing.T) {
 	t.Parallel()
