@@ -85,7 +85,7 @@ type Agent struct {
 	forward  *forward.Forwarder
 	server   *http.Server
 	control  *control.Server
-	idle     idleConns
+	conns    connections
 	cpu      cpuMeter
 	requests requests
 
@@ -119,12 +119,13 @@ func New(cfg Config) (*Agent, error) {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	a.server = &http.Server{
-		Handler:           a.requests.count(a.handler()),
+		Handler:           a.requests.count(a.conns.serve(a.handler())),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: 30 * time.Second,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
-		ConnState:         a.idle.observe,
+		ConnState:         a.conns.observe,
+		ConnContext:       a.conns.context,
 		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return a, nil
@@ -255,7 +256,7 @@ func (a *Agent) Freeze() {
 	a.sess.Forget()
 	a.prepared = control.Init{}
 	a.forward.Forget()
-	a.idle.close()
+	a.conns.close()
 	// Twice, because pools keep their buffers over one collection.
 	runtime.GC()
 	debug.FreeOSMemory()

@@ -128,7 +128,8 @@ func TestAgentClient(t *testing.T) {
 	}
 }
 
-// TestFreezeClosesIdleConnections, because a checkpoint cannot keep them.
+// TestFreezeClosesIdleConnections, because a checkpoint cannot keep them, and must
+// not keep what was read from them: also of those whose answer has only just left.
 func TestFreezeClosesIdleConnections(t *testing.T) {
 	t.Parallel()
 	b := start(t, nil)
@@ -142,16 +143,11 @@ func TestFreezeClosesIdleConnections(t *testing.T) {
 	if n, err := c.Read(buf); err != nil || !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 204") {
 		t.Fatalf("health = %q, %v", buf[:n], err)
 	}
-	// The connection is marked idle just after the answer has left.
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
-	for range 100 {
-		if err := b.control.Freeze(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-		if _, err := c.Read(buf); errors.Is(err, io.EOF) {
-			return
-		}
+	if err := b.control.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	t.Error("the idle connection is still open")
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	if _, err := c.Read(buf); !errors.Is(err, io.EOF) {
+		t.Errorf("read from the idle connection = %v, want EOF", err)
+	}
 }

@@ -217,5 +217,9 @@ func (s *Server) BoxFiles() ([]string, error) {
 	return all, nil
 }
 
-// Binary is the program under test.
-func (s *Server) Binary() string { return s.opts.Binary }
+// Command is the program under test, with the server's configuration.
+func (s *Server) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.opts.Binary, args...)
+	cmd.Env = append(os.Environ(), s.opts.Env...)
+	return cmd
+}

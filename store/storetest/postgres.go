@@ -11,6 +11,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -47,7 +48,7 @@ func Postgres(t *testing.T) (newDatabase func(t *testing.T) (dsn string)) {
 	})
 	return func(t *testing.T) string {
 		t.Helper()
-		dsn, err := c.NewDatabase(t.Context())
+		dsn, err := c.NewDatabase(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,10 +108,19 @@ func (c *Cluster) Stop() error {
 	)
 }
 
-// NewDatabase makes an empty database and returns its URL.
-func (c *Cluster) NewDatabase(ctx context.Context) (dsn string, err error) {
+// NewDatabase makes a database and returns its URL. It is empty, or a copy of
+// the one with the URL like, which nobody may use meanwhile.
+func (c *Cluster) NewDatabase(ctx context.Context, like string) (dsn string, err error) {
 	name := fmt.Sprintf("test%d", c.made.Add(1))
-	if _, err := c.admin.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+	stmt := "CREATE DATABASE " + name
+	if like != "" {
+		u, err := url.Parse(like)
+		if err != nil {
+			return "", err
+		}
+		stmt += " TEMPLATE " + strings.TrimPrefix(u.Path, "/")
+	}
+	if _, err := c.admin.ExecContext(ctx, stmt); err != nil {
 		return "", err
 	}
 	return c.dsn(name), nil

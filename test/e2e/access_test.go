@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"context"
 	"net/http"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -17,7 +16,7 @@ func secondKey(t *testing.T, s *testenv.Server, team string) string {
 	if err := s.API(t.Context(), http.MethodPost, "/native/v1/keys", map[string]any{"name": "second", "team": team}, &made); err == nil && made.Key != "" {
 		return made.Key
 	}
-	out, err := exec.CommandContext(t.Context(), s.Binary(), "key", "create", "second", "--team", team, "--data", s.Data).Output()
+	out, err := s.Command(t.Context(), "key", "create", "second", "--team", team, "--data", s.Data).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -105,7 +104,7 @@ func TestBatchClientKilled(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, shared.Binary(), "run", "--parallel", "4", "--metadata", "batch="+t.Name(), "--",
+	cmd := shared.Command(ctx, "run", "--parallel", "4", "--metadata", "batch="+t.Name(), "--",
 		"sh", "-c", "exec sleep 1000", ":::", "1", "2", "3", "4", "5", "6", "7", "8")
 	cmd.Env = append(os.Environ(), "CAISSON_API_URL="+shared.URL, "CAISSON_API_KEY="+shared.Key)
 	var out strings.Builder

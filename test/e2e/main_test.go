@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,7 +40,36 @@ rate:
 var shared *testenv.Server
 
 // cluster holds the servers' databases when CAISSON_TEST_DATABASE is "postgres".
-var cluster *storetest.Cluster
+// Each then is a copy of prepared, which goes with the data in preparedData.
+var (
+	cluster                *storetest.Cluster
+	prepared, preparedData string
+)
+
+// prepare records the templates in a database of the cluster. Nothing of the
+// SQLite database may be what makes a test pass.
+func prepare(ctx context.Context, dir string) (err error) {
+	preparedData = filepath.Join(dir, "prepared")
+	if err := testenv.CopyData(os.Getenv("CAISSON_TEST_DATA"), preparedData); err != nil {
+		return err
+	}
+	for _, name := range []string{"caisson.db", "snapshots"} {
+		if err := os.RemoveAll(filepath.Join(preparedData, name)); err != nil {
+			return err
+		}
+	}
+	if prepared, err = cluster.NewDatabase(ctx, ""); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"init"}, {"template", "build", "code-interpreter-v1"}} {
+		cmd := exec.CommandContext(ctx, os.Getenv("CAISSON_TEST_BIN"), append(args, "--data", preparedData)...)
+		cmd.Env = append(os.Environ(), "CAISSON_DATABASE="+prepared)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+		}
+	}
+	return nil
+}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -62,6 +92,10 @@ func TestMain(m *testing.M) {
 				return 1
 			}
 			defer cluster.Stop()
+			if err := prepare(context.Background(), dir); err != nil {
+				fmt.Println("e2e:", err)
+				return 1
+			}
 		}
 		shared, err = start(context.Background(), dir)
 		if err != nil {
@@ -76,7 +110,11 @@ func TestMain(m *testing.M) {
 // start runs a server of its own below dir.
 func start(ctx context.Context, dir string, args ...string) (*testenv.Server, error) {
 	data := filepath.Join(dir, "data")
-	if err := testenv.CopyData(os.Getenv("CAISSON_TEST_DATA"), data); err != nil {
+	from := os.Getenv("CAISSON_TEST_DATA")
+	if cluster != nil {
+		from = preparedData
+	}
+	if err := testenv.CopyData(from, data); err != nil {
 		return nil, err
 	}
 	conf := filepath.Join(dir, "caisson.yaml")
@@ -85,15 +123,11 @@ func start(ctx context.Context, dir string, args ...string) (*testenv.Server, er
 	}
 	var env []string
 	if cluster != nil {
-		dsn, err := cluster.NewDatabase(ctx)
+		dsn, err := cluster.NewDatabase(ctx, prepared)
 		if err != nil {
 			return nil, err
 		}
 		env = []string{"CAISSON_DATABASE=" + dsn}
-		// Nothing of the SQLite database may be what makes a test pass.
-		if err := os.Remove(filepath.Join(data, "caisson.db")); err != nil {
-			return nil, err
-		}
 	}
 	return testenv.Start(ctx, testenv.Options{
 		Binary: os.Getenv("CAISSON_TEST_BIN"), Data: data, Env: env,

@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"net/http"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +42,7 @@ func TestTeamBudget(t *testing.T) {
 	if err := s.API(t.Context(), http.MethodGet, "/native/v1/budget", nil, &budget); err != nil || budget.Spent != "wall" || budget.Own || budget.Used.WallSeconds < 4 || budget.Used.WallSeconds > 60 {
 		t.Errorf("budget is %+v (%v)", budget, err)
 	}
-	out, err := exec.CommandContext(t.Context(), s.Binary(), "budget", "set", "--team", "default", "--wall", "1h", "--period", "day", "--data", s.Data).CombinedOutput()
+	out, err := s.Command(t.Context(), "budget", "set", "--team", "default", "--wall", "1h", "--period", "day", "--data", s.Data).CombinedOutput()
 	if err != nil {
 		t.Fatalf("budget set: %v: %s", err, out)
 	}
