@@ -206,6 +206,28 @@ func (s *Store) FinishBuild(ctx context.Context, b template.Build, actor string)
 	})
 }
 
+// DiscardBuild implements queue.Store.
+func (s *Store) DiscardBuild(ctx context.Context, b template.Build, actor string) error {
+	return s.write(ctx, func(q *db.Queries) error {
+		if n, err := q.LockTemplate(ctx, string(b.Template)); err != nil || n == 0 {
+			return err
+		}
+		n, err := q.DeleteWaitingBuild(ctx, string(b.ID))
+		if err != nil || n == 0 {
+			return err
+		}
+		left, err := q.ListBuilds(ctx, string(b.Template))
+		if err != nil {
+			return fmt.Errorf("read builds: %w", err)
+		}
+		if len(left) > 0 {
+			return nil
+		}
+		_, err = deleteTemplate(ctx, q, b.Template, actor)
+		return err
+	})
+}
+
 // ExpireBuilds implements queue.Store.
 func (s *Store) ExpireBuilds(ctx context.Context, before time.Time, reason string) (int, error) {
 	var n int64

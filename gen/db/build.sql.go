@@ -225,6 +225,18 @@ func (q *Queries) DeleteTemplateTag(ctx context.Context, arg DeleteTemplateTagPa
 	return result.RowsAffected()
 }
 
+const deleteWaitingBuild = `-- name: DeleteWaitingBuild :execrows
+DELETE FROM builds WHERE id = $1 AND status = 'waiting'
+`
+
+func (q *Queries) DeleteWaitingBuild(ctx context.Context, id string) (int64, error) {
+	result, err := q.exec(ctx, q.deleteWaitingBuildStmt, deleteWaitingBuild, id)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const expireBuilds = `-- name: ExpireBuilds :execrows
 UPDATE builds SET status = 'error', reason = $1, finished_at = $2
 WHERE status = 'waiting' AND created_at < $3

@@ -132,6 +132,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.deleteTemplateTagStmt, err = db.PrepareContext(ctx, deleteTemplateTag); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplateTag: %w", err)
 	}
+	if q.deleteWaitingBuildStmt, err = db.PrepareContext(ctx, deleteWaitingBuild); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteWaitingBuild: %w", err)
+	}
 	if q.dropArtifactStmt, err = db.PrepareContext(ctx, dropArtifact); err != nil {
 		return nil, fmt.Errorf("error preparing query DropArtifact: %w", err)
 	}
@@ -558,6 +561,11 @@ func (q *Queries) Close() error {
 	if q.deleteTemplateTagStmt != nil {
 		if cerr := q.deleteTemplateTagStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteTemplateTagStmt: %w", cerr)
+		}
+	}
+	if q.deleteWaitingBuildStmt != nil {
+		if cerr := q.deleteWaitingBuildStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteWaitingBuildStmt: %w", cerr)
 		}
 	}
 	if q.dropArtifactStmt != nil {
@@ -1040,6 +1048,7 @@ type Queries struct {
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
 	deleteTemplateTagStmt       *sql.Stmt
+	deleteWaitingBuildStmt      *sql.Stmt
 	dropArtifactStmt            *sql.Stmt
 	endRunStmt                  *sql.Stmt
 	endedSandboxesStmt          *sql.Stmt
@@ -1163,6 +1172,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
 		deleteTemplateTagStmt:       q.deleteTemplateTagStmt,
+		deleteWaitingBuildStmt:      q.deleteWaitingBuildStmt,
 		dropArtifactStmt:            q.dropArtifactStmt,
 		endRunStmt:                  q.endRunStmt,
 		endedSandboxesStmt:          q.endedSandboxesStmt,

@@ -30,6 +30,9 @@ ORDER BY builds.created_at, builds.id;
 UPDATE builds SET status = 'error', reason = @reason, finished_at = @finished_at
 WHERE status = 'waiting' AND created_at < @created_before;
 
+-- name: DeleteWaitingBuild :execrows
+DELETE FROM builds WHERE id = $1 AND status = 'waiting';
+
 -- name: LastBuildLog :one
 SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM build_logs WHERE build_id = $1;
 

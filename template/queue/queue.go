@@ -47,6 +47,9 @@ type Store interface {
 	// those of a build that was registered after it.
 	// errdefs.ErrNotFound when its template was deleted.
 	FinishBuild(ctx context.Context, b template.Build, actor string) error
+	// DiscardBuild deletes a waiting build as if it had never been registered, and
+	// its template with it when that has no other build.
+	DiscardBuild(ctx context.Context, b template.Build, actor string) error
 	// ExpireBuilds fails what was registered before a time and never started.
 	ExpireBuilds(ctx context.Context, before time.Time, reason string) (int, error)
 	Journal

@@ -159,6 +159,14 @@ func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journa
 		Start: k.Start, Ready: k.Ready, Resources: b.Resources, Force: k.Force,
 		Files: func(_ context.Context, hash string) (io.ReadCloser, error) { return q.deps.Files.Open(j.Team, hash) },
 	}
+	if k.Imported {
+		base, err := q.deps.Catalog.Build(ctx, b.ID)
+		if err != nil {
+			return a, &template.StepError{Err: fmt.Errorf("the files that were imported: %w", err)}
+		}
+		base.Status = template.Ready // as far as files go
+		p.Base = &base
+	}
 	if k.Base != "" {
 		base, err := q.deps.Catalog.Build(ctx, k.Base)
 		if err != nil {

@@ -23,7 +23,7 @@ var (
 func files(t *testing.T, space int64) (*upload.Files, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "uploads")
-	f, err := upload.Open(dir, space)
+	f, err := upload.Open(dir, upload.Limits{Space: space})
 	if err != nil {
 		t.Fatal(err)
 	}
