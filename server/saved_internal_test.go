@@ -89,10 +89,10 @@ func TestRebuildWaitsForRoom(t *testing.T) {
 	one, oneBuild := ready("one")
 	two, twoBuild := ready("two")
 	image := queue.Recipe{Image: "debian"} // a template would need a root filesystem
-	if err := n.rebuild(ctx, one, oneBuild, image); err != nil {
+	if err := n.rebuild(ctx, one, oneBuild, []string{template.DefaultTag}, image); err != nil {
 		t.Fatalf("rebuild() of the first = %v", err)
 	}
-	if err := n.rebuild(ctx, two, twoBuild, image); !errors.Is(err, errBusy) {
+	if err := n.rebuild(ctx, two, twoBuild, []string{template.DefaultTag}, image); !errors.Is(err, errBusy) {
 		t.Errorf("rebuild() of the second = %v, want errBusy", err)
 	}
 	if got := builds(two); len(got) != 1 {
@@ -104,14 +104,14 @@ func TestRebuildWaitsForRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	// One that cannot be started does not look like one that is coming.
-	if err := n.rebuild(ctx, two, twoBuild, queue.Recipe{}); err == nil {
+	if err := n.rebuild(ctx, two, twoBuild, []string{template.DefaultTag}, queue.Recipe{}); err == nil {
 		t.Error("rebuild() by a recipe that is none succeeded")
 	}
 	if got := builds(two); len(got) != 2 || got[0].Status != template.Failed {
 		t.Errorf("the second has builds %+v, want a new one that failed", got)
 	}
 	three, threeBuild := ready("three")
-	if err := n.rebuild(ctx, three, threeBuild, image); err != nil {
+	if err := n.rebuild(ctx, three, threeBuild, []string{template.DefaultTag}, image); err != nil {
 		t.Errorf("rebuild() with room again = %v", err)
 	}
 	if got := builds(three); len(got) != 2 || got[0].Status != template.Building {

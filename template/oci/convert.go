@@ -31,8 +31,10 @@ const (
 	maxOSRelease = 64 << 10
 )
 
-// convert makes the root filesystem of an image, unless that was done before.
-func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func(string)) (builder.Base, error) {
+// convert makes the root filesystem of an image, unless that was done before with
+// one from the same place. The caller has the manifest from there: who may read that
+// may read the layers.
+func (p *Puller) convert(ctx context.Context, ref, where string, img v1.Image, log func(string)) (builder.Base, error) {
 	m, err := img.Manifest()
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("read manifest: %w", err)
@@ -41,8 +43,8 @@ func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("read manifest: %w", err)
 	}
-	known := found{Manifest: digest.String()}
-	if f, ok := p.index.load(known.Manifest); ok {
+	known := found{Where: where, Manifest: digest.String()}
+	if f, ok := p.index.load(where, known.Manifest); ok {
 		if rootfs, err := p.o.Images.Get(f.Rootfs); err == nil {
 			return f.base(ref, rootfs), nil
 		}
@@ -65,7 +67,7 @@ func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func
 		layers = append(layers, layer{m.Layers[i], l.Compressed})
 	}
 	rootfs, err := p.write(ctx, writing{
-		source: "image " + ref, layers: layers, whiteouts: true, log: log,
+		source: "image " + ref, layers: layers, whiteouts: true, log: log, warn: log,
 		finish: func(w *erofs.Writer) error {
 			if err := known.inspect(ref, w); err != nil {
 				return err
@@ -97,6 +99,8 @@ type writing struct {
 	// packages are kept beside the image, as somebody says that they are in it.
 	packages []template.Package
 	log      func(string)
+	// warn is told what an image cannot hold, and was left out.
+	warn func(string)
 }
 
 // write makes one image of layers.
@@ -129,7 +133,7 @@ func (p *Puller) write(ctx context.Context, o writing) (image.Rootfs, error) {
 		return rootfs, fmt.Errorf("encode manifest: %w", err)
 	}
 	for _, warning := range notes.Warnings[:min(len(notes.Warnings), 10)] {
-		o.log(warning)
+		o.warn(warning)
 	}
 	// The same image may have been built here: then that is what is known of it.
 	if _, err := p.o.Images.Notes(rootfs.Digest); !errdefs.IsNotFound(err) {

@@ -51,14 +51,14 @@ func Describe(a *archive.Archive) (Unpacked, error) {
 
 // Unpack makes the root filesystem of an archive, under the limits of images. The
 // files of a template's archive come out as they went in; an image is made a
-// sandbox's. Errors are those of Pull.
-func (p *Puller) Unpack(ctx context.Context, a *archive.Archive, log func(string)) (Unpacked, error) {
+// sandbox's. warn is told what an image cannot hold. Errors are those of Pull.
+func (p *Puller) Unpack(ctx context.Context, a *archive.Archive, warn func(string)) (Unpacked, error) {
 	u, err := Describe(a)
 	if err != nil {
 		return u, err
 	}
 	o := writing{
-		source: "archive", log: log,
+		source: "archive", log: func(string) {}, warn: warn,
 		// A template's one layer deletes nothing, whatever its files are called.
 		whiteouts: a.About == nil || len(a.Layers) > 1,
 		finish: func(w *erofs.Writer) error {

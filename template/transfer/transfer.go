@@ -52,7 +52,7 @@ type Spool interface {
 
 // Unpacker makes root filesystems; implemented by oci.Puller.
 type Unpacker interface {
-	Unpack(ctx context.Context, a *archive.Archive, log func(string)) (oci.Unpacked, error)
+	Unpack(ctx context.Context, a *archive.Archive, warn func(string)) (oci.Unpacked, error)
 }
 
 // Names are those that saved memory has addresses of; implemented by package store.
