@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/caisson-dev/caisson/erofs"
@@ -65,14 +66,14 @@ var fileTime = time.Date(2020, time.January, 1, 0, 0, 0, 0, time.UTC)
 func New(ctx context.Context, s Source) (*Export, error) {
 	plain := newCounter(io.Discard)
 	layer, err := measure(ctx, "", func(ctx context.Context, w io.Writer) error {
-		return compressed(w, func(w io.Writer) error { return s.Image.WriteTar(ctx, io.MultiWriter(w, plain)) })
+		return zipped(w, func(w io.Writer) error { return s.Image.WriteTar(ctx, io.MultiWriter(w, plain)) })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the root filesystem: %w", err)
 	}
 	layer.name = blobDir + layer.digest
 	layer.write = func(ctx context.Context, w io.Writer) error {
-		return compressed(w, func(w io.Writer) error { return s.Image.WriteTar(ctx, w) })
+		return zipped(w, func(w io.Writer) error { return s.Image.WriteTar(ctx, w) })
 	}
 	s.About.Version = version
 	about, err := json.Marshal(s.About)
@@ -120,7 +121,7 @@ func (s Source) envelope(about string, config, layer entry) ([]entry, error) {
 	manifest, err := literal("", v1.Manifest{
 		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
 		Config:      v1.Descriptor{MediaType: types.OCIConfigJSON, Size: config.size, Digest: hash(config)},
-		Layers:      []v1.Descriptor{{MediaType: types.OCILayerZStd, Size: layer.size, Digest: hash(layer)}},
+		Layers:      []v1.Descriptor{{MediaType: types.OCILayer, Size: layer.size, Digest: hash(layer)}},
 		Annotations: map[string]string{Label: about},
 	})
 	if err != nil {
@@ -165,7 +166,18 @@ type dockerImage struct {
 	Layers   []string
 }
 
-// compressed hands fn a writer whose bytes come out compressed. One goroutine
+// zipped hands fn a writer whose bytes come out as every tool for images can read
+// them.
+func zipped(w io.Writer, fn func(io.Writer) error) error {
+	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+	if err != nil {
+		return err
+	}
+	err = fn(z)
+	return errors.Join(err, z.Close())
+}
+
+// compressed hands fn a writer whose bytes come out compressed, for ourselves. One goroutine
 // alone, so that the same bytes come out every time.
 func compressed(w io.Writer, fn func(io.Writer) error) error {
 	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
