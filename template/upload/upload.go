@@ -71,6 +71,9 @@ func Open(dir string, l Limits) (*Files, error) {
 	return &Files{root: root, limit: l, reserved: map[identity.TeamID]int64{}}, nil
 }
 
+// Dir is the directory.
+func (f *Files) Dir() string { return f.root.Name() }
+
 // Close closes the directory.
 func (f *Files) Close() error { return f.root.Close() }
 
