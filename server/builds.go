@@ -24,7 +24,7 @@ func (n *node) newBuilds(executor template.Executor) (*queue.Queue, error) {
 func (n *node) newTransfers() (*transfer.Transfers, error) {
 	h := n.home
 	return transfer.New(transfer.Deps{
-		Catalog: h.catalog, Builds: n.builds, Spool: h.uploads, Unpacker: n.puller, Images: h.images, Vault: h.vault, Names: h.store,
+		Catalog: h.catalog, Builds: n.builds, Spool: h.uploads, Unpacker: n.puller, Images: h.images, Vault: h.vault, Names: h.store, Audit: h.store,
 		Fits: n.prov.Fits, Seed: h.seed, MaxBytes: int64(n.cfg.Images.MaxMiB) << 20, Log: n.log,
 	})
 }

@@ -155,7 +155,12 @@ func (w *journal) flush(ctx context.Context) {
 		for i := range batch {
 			batch[i].Seq = last + int64(i) + 1
 		}
-		if err := w.keepBatch(ctx, batch); err != nil {
+		// Once patience was in vain, nobody waits for it again.
+		keep := w.insist
+		if lost > 0 {
+			keep = w.try
+		}
+		if err := keep(ctx, batch); err != nil {
 			if lost > 0 {
 				batch = batch[1:] // the note itself
 			}
@@ -167,9 +172,9 @@ func (w *journal) flush(ctx context.Context) {
 	}
 }
 
-// keepBatch writes a batch, again and again for a while when that fails: who
-// writes lines waits meanwhile. With the template deleted it fails at once.
-func (w *journal) keepBatch(ctx context.Context, batch []template.Entry) error {
+// insist writes a batch, again and again for a while when that fails: who writes
+// lines waits meanwhile. With the template deleted it fails at once.
+func (w *journal) insist(ctx context.Context, batch []template.Entry) error {
 	again := false
 	return insist(ctx, func(ctx context.Context) error {
 		if again {
@@ -182,4 +187,11 @@ func (w *journal) keepBatch(ctx context.Context, batch []template.Entry) error {
 		again = true
 		return w.store.AppendBuildLog(ctx, w.build, batch)
 	})
+}
+
+// try writes a batch once.
+func (w *journal) try(ctx context.Context, batch []template.Entry) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+	defer cancel()
+	return w.store.AppendBuildLog(ctx, w.build, batch)
 }

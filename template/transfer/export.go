@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/erofs"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/internal/apierr"
@@ -92,6 +95,13 @@ func (t *Transfers) Export(ctx context.Context, who identity.Principal, ref stri
 		}
 	}
 	if e.Export, err = archive.New(ctx, s); err != nil {
+		return nil, err
+	}
+	err = t.d.Audit.Record(ctx, audit.Event{
+		Type: "template.exported", At: time.Now().UTC(), Team: string(who.Team), Actor: who.KeyID,
+		Fields: map[string]string{"template": string(found.ID), "build": string(b.ID), "memory": strconv.FormatBool(memory)},
+	})
+	if err != nil {
 		return nil, err
 	}
 	t.d.Log.InfoContext(ctx, "template exported", slog.String("template", string(found.ID)), slog.String("build", string(b.ID)),

@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/caisson-dev/caisson/audit"
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/internal/apierr"
@@ -70,6 +71,10 @@ type Deps struct {
 	Images   *image.Store
 	Vault    *snapshot.Local
 	Names    Names
+	// Audit is told who exported what; imports are told of as builds.
+	Audit interface {
+		Record(ctx context.Context, ev audit.Event) error
+	}
 	// Fits says whether memory can be taken up here.
 	Fits func(snapshot.Artifact) error
 	Seed identity.Seed
@@ -89,7 +94,7 @@ type Transfers struct {
 // New returns Transfers; errdefs.ErrInvalidArgument when something is missing.
 func New(d Deps) (*Transfers, error) {
 	if d.Catalog == nil || d.Builds == nil || d.Spool == nil || d.Unpacker == nil || d.Images == nil || d.Vault == nil || d.Names == nil ||
-		d.Fits == nil || d.Log == nil {
+		d.Audit == nil || d.Fits == nil || d.Log == nil {
 		return nil, fmt.Errorf("transfers need their stores, a queue and a log: %w", errdefs.ErrInvalidArgument)
 	}
 	return &Transfers{d: d, busy: map[identity.TeamID]int{}}, nil

@@ -82,7 +82,7 @@ func begin(t *testing.T, seed identity.Seed) *fixture {
 	})
 	must(err)
 	f.deps = transfer.Deps{
-		Catalog: f.catalog, Builds: f.queue, Spool: uploads, Unpacker: puller, Images: f.images, Vault: f.vault, Names: f.store,
+		Catalog: f.catalog, Builds: f.queue, Spool: uploads, Unpacker: puller, Images: f.images, Vault: f.vault, Names: f.store, Audit: f.store,
 		Fits: func(snapshot.Artifact) error { return nil }, Seed: seed, MaxBytes: 1 << 20, Log: log,
 	}
 	f.Transfers, err = transfer.New(f.deps)
