@@ -93,33 +93,7 @@ func buildLife(t *testing.T, s *store.Store) {
 			t.Errorf("BeginBuild() above %+v = %v, want resource exhausted", l, err)
 		}
 	}
-	if err := s.AttemptBuild(t.Context(), b.ID); err != nil {
-		t.Errorf("AttemptBuild() = %v", err)
-	}
-	if err := s.AttemptBuild(t.Context(), second.ID); !errdefs.IsNotFound(err) {
-		t.Errorf("AttemptBuild() of one that was not begun = %v, want not found", err)
-	}
-	pending, err := s.PendingBuilds(t.Context())
-	want := []template.Pending{{Build: b.ID, Template: tmpl.ID, Team: "other", Sealed: "sealed", Attempts: 1}}
-	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
-		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
-	}
-	for range 2 { // there is only one to take back
-		if err := s.RetractAttempt(t.Context(), b.ID); err != nil {
-			t.Errorf("RetractAttempt() = %v", err)
-		}
-	}
-	if err := s.CancelBuild(t.Context(), "other", second, "k"); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("CancelBuild() of one that waits = %v, want failed precondition", err)
-	}
-	if err := s.CancelBuild(t.Context(), "other", b, "k"); err != nil {
-		t.Errorf("CancelBuild() = %v", err)
-	}
-	pending, err = s.PendingBuilds(t.Context())
-	want[0].Attempts, want[0].Cancelled = 0, true
-	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
-		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
-	}
+	buildAttempts(t, s, tmpl.ID, b, second)
 	b.Status, b.FinishedAt, b.User, b.Workdir, b.Env = template.Ready, now(), "u", "/w", map[string]string{"A": "b"}
 	b.Rootfs = image.Rootfs{Digest: "sha256:x"}
 	b.Artifact = &snapshot.Artifact{ID: "a1", Kind: snapshot.Memory, ABI: "abi", RootfsDigest: "sha256:x", SizeBytes: 7}
@@ -165,6 +139,39 @@ func buildLife(t *testing.T, s *store.Store) {
 	}
 	if err := s.FinishBuild(t.Context(), b, "k"); !errdefs.IsNotFound(err) {
 		t.Errorf("FinishBuild() of a deleted template = %v, want not found", err)
+	}
+}
+
+// buildAttempts is what the next server is told of a build under way, b; second
+// waits.
+func buildAttempts(t *testing.T, s *store.Store, tmpl template.ID, b, second template.Build) {
+	t.Helper()
+	if err := s.AttemptBuild(t.Context(), b.ID); err != nil {
+		t.Errorf("AttemptBuild() = %v", err)
+	}
+	if err := s.AttemptBuild(t.Context(), second.ID); !errdefs.IsNotFound(err) {
+		t.Errorf("AttemptBuild() of one that was not begun = %v, want not found", err)
+	}
+	pending, err := s.PendingBuilds(t.Context())
+	want := []template.Pending{{Build: b.ID, Template: tmpl, Team: "other", Sealed: "sealed", Attempts: 1}}
+	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
+		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
+	}
+	for range 2 { // there is only one to take back
+		if err := s.RetractAttempt(t.Context(), b.ID); err != nil {
+			t.Errorf("RetractAttempt() = %v", err)
+		}
+	}
+	if err := s.CancelBuild(t.Context(), "other", second, "k"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("CancelBuild() of one that waits = %v, want failed precondition", err)
+	}
+	if err := s.CancelBuild(t.Context(), "other", b, "k"); err != nil {
+		t.Errorf("CancelBuild() = %v", err)
+	}
+	pending, err = s.PendingBuilds(t.Context())
+	want[0].Attempts, want[0].Cancelled = 0, true
+	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
+		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
 	}
 }
 
