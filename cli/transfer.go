@@ -72,7 +72,7 @@ func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, m
 		return err
 	}
 	defer body.Close()
-	p.report("write "+cmp.Or(map[bool]string{true: "standard output"}[file == nil], to), "")
+	p.report("write "+to, "")
 	n, err := io.Copy(w, &measured{r: body, p: p, total: size})
 	if err == nil && n != size {
 		err = io.ErrUnexpectedEOF
@@ -83,8 +83,12 @@ func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, m
 	if file == nil {
 		return nil
 	}
-	// What others may read is the caller's choice, as with every new file.
-	if err := errors.Join(file.Sync(), file.Chmod(newFileMode()), os.Rename(file.Name(), to)); err != nil {
+	// The file stays its owner's alone: it has the environment of a template and
+	// perhaps memory.
+	if err := file.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(file.Name(), to); err != nil {
 		return err
 	}
 	if asJSON {
@@ -92,10 +96,6 @@ func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, m
 	}
 	return nil
 }
-
-// newFileMode is that of a file which holds a copy of a template's environment and
-// perhaps memory: its owner's alone.
-func newFileMode() os.FileMode { return 0o600 }
 
 // measured shows how much has come.
 type measured struct {
