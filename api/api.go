@@ -120,7 +120,10 @@ func (c Config) authenticated(next http.Handler) http.Handler {
 				return
 			}
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		// An archive has a limit of its own, where it is received.
+		if r.URL.Path != NativePrefix+"/templates/import" {
+			r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		}
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }

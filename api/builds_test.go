@@ -40,7 +40,7 @@ type buildSettings struct {
 func (s *stack) newBuilds(t *testing.T, o buildSettings, defaults provider.Resources, log *slog.Logger) (*queue.Queue, error) {
 	t.Helper()
 	var err error
-	if s.uploads, err = upload.Open(filepath.Join(t.TempDir(), "uploads"), 0); err != nil {
+	if s.uploads, err = upload.Open(filepath.Join(t.TempDir(), "uploads"), upload.Limits{}); err != nil {
 		return nil, err
 	}
 	if o.executor == nil {

@@ -206,6 +206,10 @@ func start(t *testing.T, o settings) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
+	transfers, err := s.newTransfers(t, queued, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.stop = make(chan struct{})
 	handler := api.Handler(api.Config{
 		Auth: keys, Limiter: o.rate, Failures: o.failures, Health: s.health, Spec: spec.Native, Log: log,
@@ -216,7 +220,7 @@ func start(t *testing.T, o settings) *stack {
 			Builds: queued, Tags: s.store, MaxUpload: 1 << 20,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: s.manager, Tree: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store}, Builds: queued,
+			Sandboxes: s.manager, Tree: s.manager, EgressLog: s.flows, Audit: s.store, Keys: keys, Templates: templates{s.store}, Builds: queued, Transfers: transfers,
 			Meter: measures, Budgets: s.manager, Batches: batches, Stop: s.stop, Creates: o.creates, Policy: base, Health: s.health, Version: "test", PublicDomain: "box.example:3000",
 			Limits:    native.Limits{MaxTimeout: time.Hour, SandboxesPerTeam: o.maxPerTeam, Default: defaults},
 			Providers: []native.Provider{{Name: "fake", Default: true, Capabilities: boxes.Capabilities()}},

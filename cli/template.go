@@ -15,8 +15,8 @@ import (
 )
 
 func (s *session) templateCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "template", Short: "Build, list, inspect, publish and delete templates", Args: noSubcommand, RunE: showHelp}
-	cmd.AddCommand(s.templateInit(), s.templateBuild(), s.templateList(), s.templateInspect(), s.templatePublish(), s.templateDelete())
+	cmd := &cobra.Command{Use: "template", Short: "Build, list, inspect, publish, export, import and delete templates", Args: noSubcommand, RunE: showHelp}
+	cmd.AddCommand(s.templateInit(), s.templateBuild(), s.templateList(), s.templateInspect(), s.templatePublish(), s.templateExport(), s.templateImport(), s.templateDelete())
 	return cmd
 }
 

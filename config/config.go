@@ -101,7 +101,8 @@ type Template struct {
 	BuildQueue    int           `key:"build_queue" doc:"Builds of all teams that may run and wait; what is above is answered 429."`
 	BuildsPerTeam int           `key:"builds_per_team" doc:"Builds of a team that may run and wait; what is above is answered 429."`
 	UploadMax     Bytes         `key:"upload_max" doc:"Largest archive of files for one COPY step."`
-	UploadSpace   Bytes         `key:"upload_space" doc:"All such archives together. What no build has asked for lately makes room."`
+	UploadSpace   Bytes         `key:"upload_space" doc:"All such archives together, and templates while they are imported. What no build has asked for lately makes room."`
+	UploadTeam    Bytes         `key:"upload_space_per_team" doc:"The share of one team in template.upload_space; 0 means all of it."`
 	UploadKeep    time.Duration `key:"upload_keep" doc:"How long archives are kept that no build asks for."`
 }
 
@@ -192,7 +193,7 @@ func Defaults(env Environ) Config {
 		},
 		Template: Template{
 			Suite: "bookworm", BuildTimeout: 30 * time.Minute, Parallel: 2, BuildQueue: 64, BuildsPerTeam: 20,
-			UploadMax: 2 << 30, UploadSpace: 20 << 30, UploadKeep: 7 * 24 * time.Hour,
+			UploadMax: 2 << 30, UploadSpace: 20 << 30, UploadTeam: 10 << 30, UploadKeep: 7 * 24 * time.Hour,
 		},
 		Build: Build{
 			Egress:  []string{"alpine", "conda", "crates", "debian", "go", "npm", "pypi", "rubygems", "ubuntu"},

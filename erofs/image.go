@@ -188,6 +188,7 @@ type rawInode struct {
 	where    uint32
 	uid, gid uint32
 	mtime    time.Time
+	nlink    uint32
 	off      int64
 }
 
@@ -209,7 +210,7 @@ func (r *imageReader) inode(nid uint64) (rawInode, error) {
 	le := binary.LittleEndian
 	i := rawInode{
 		format: le.Uint16(b[0:]), mode: uint32(le.Uint16(b[4:])), size: le.Uint64(b[8:]), where: le.Uint32(b[16:]),
-		uid: le.Uint32(b[24:]), gid: le.Uint32(b[28:]), mtime: time.Unix(int64(le.Uint64(b[32:])), int64(le.Uint32(b[40:]))), off: off,
+		uid: le.Uint32(b[24:]), gid: le.Uint32(b[28:]), mtime: time.Unix(int64(le.Uint64(b[32:])), int64(le.Uint32(b[40:]))), nlink: le.Uint32(b[44:]), off: off,
 	}
 	if i.format != formatPlain && i.format != formatInline || le.Uint16(b[2:]) != 0 {
 		return rawInode{}, invalid("inode %d has a form that is not written here", nid)

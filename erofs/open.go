@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"iter"
 	"os"
+	"time"
 )
 
 // errStopped ends reading a directory early.
@@ -24,7 +25,8 @@ type Inode struct {
 	Mode     fs.FileMode
 	UID, GID uint32
 	// Size is the length of a regular file in bytes.
-	Size int64
+	Size    int64
+	ModTime time.Time
 	// Major and Minor name a device.
 	Major, Minor uint32
 
@@ -60,7 +62,7 @@ func (i *Image) inode(nid uint64) (Inode, error) {
 	if err != nil {
 		return Inode{}, err
 	}
-	n := Inode{Mode: fileMode(raw.mode), UID: raw.uid, GID: raw.gid, nid: nid, raw: raw}
+	n := Inode{Mode: fileMode(raw.mode), UID: raw.uid, GID: raw.gid, ModTime: raw.mtime, nid: nid, raw: raw}
 	switch raw.mode & typeMask {
 	case typeReg:
 		n.Size = int64(raw.size)

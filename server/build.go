@@ -28,15 +28,14 @@ func (n *node) newBuilder() (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	puller, err := n.newPuller()
-	if err != nil {
+	if n.puller, err = n.newPuller(); err != nil {
 		return nil, err
 	}
 	c := n.cfg.Build
 	defaults, _ := resources(n.cfg.Limits)
 	return builder.New(builder.Options{
 		Dir: n.home.buildDir(), Images: n.home.images, Provider: n.prov, Guard: n.gateway, Policy: policy, Vault: n.home.vault,
-		Puller: puller, Defaults: defaults, Command: control.Limits{OutputBytes: int64(n.cfg.Limits.OutputBytes)},
+		Puller: n.puller, Defaults: defaults, Command: control.Limits{OutputBytes: int64(n.cfg.Limits.OutputBytes)},
 		Limits: builder.Limits{
 			Build: c.Timeout, Step: c.StepTimeout, Ready: c.ReadyTimeout, LogBytes: int64(c.LogBytes), ArchiveBytes: int64(c.ArchiveBytes),
 			MemoryMiB: int64(c.MemoryMiB), CacheBytes: int64(c.CacheMiB) << 20, CacheAge: c.CacheKeep,

@@ -37,6 +37,10 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	transfers, err := n.newTransfers()
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("/", api.Handler(api.Config{
 		Auth:     n.home.keys,
@@ -54,7 +58,7 @@ func (n *node) handler(stop <-chan struct{}) (*ingress.Handler, error) {
 			AgentVersion: version.Envd, MaxTimeout: cfg.Limits.MaxTimeout, Resources: defaults, Log: n.log,
 		}),
 		Native: native.Handler(native.Config{
-			Sandboxes: n.manager, Tree: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog, Builds: n.builds,
+			Sandboxes: n.manager, Tree: n.manager, EgressLog: n.flows, Audit: n.home.store, Keys: n.home.keys, Templates: n.home.catalog, Builds: n.builds, Transfers: transfers,
 			Meter: n.meter, Budgets: n.manager, Batches: batches, Creates: creates, Policy: policy, Health: n.health, Version: n.opts.Version, PublicDomain: n.domain,
 			Limits:    native.Limits{MaxTimeout: cfg.Limits.MaxTimeout, SandboxesPerTeam: cfg.Limits.SandboxesPerTeam, Default: defaults, Max: maxima},
 			Providers: []native.Provider{{Name: n.prov.Name(), Default: true, Capabilities: n.prov.Capabilities()}},

@@ -57,7 +57,9 @@ func open(ctx context.Context, cfg config.Config) (*home, error) {
 	if h.vault, err = snapshot.NewLocal(filepath.Join(dir, "snapshots")); err != nil {
 		return nil, err
 	}
-	if h.uploads, err = upload.Open(filepath.Join(dir, "uploads"), int64(cfg.Template.UploadSpace)); err != nil {
+	if h.uploads, err = upload.Open(filepath.Join(dir, "uploads"), upload.Limits{
+		Space: int64(cfg.Template.UploadSpace), Team: int64(cfg.Template.UploadTeam),
+	}); err != nil {
 		return nil, err
 	}
 	dsn := filepath.Join(dir, "caisson.db")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -76,9 +77,13 @@ func finishHere(ctx context.Context, cfg config.Config, h *home, name string, pr
 	if err := n.prov.Probe(ctx); err != nil {
 		return err
 	}
+	t, _, err := h.catalog.Resolve(ctx, identity.DefaultTeam, name)
+	if err != nil {
+		return err
+	}
 	work, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	go func() { done <- ended(n.builds.Run(work)) }()
+	go func() { done <- ended(n.builds.RunOnly(work, t.ID)) }()
 	defer func() { stop(); err = errors.Join(err, <-done) }()
 	n.finishStock(ctx, s)
 	n.awaitPrepared(ctx)
@@ -99,7 +104,7 @@ func (n *node) finishStock(ctx context.Context, s template.Stock) {
 		return
 	}
 	if err == nil && unsaved(t, b) {
-		err = n.rebuild(ctx, t, b, queue.Recipe{Template: s.Name, Start: s.Start, Ready: s.Ready})
+		err = n.rebuild(ctx, t, b, []string{template.DefaultTag}, queue.Recipe{Template: s.Name, Start: s.Start, Ready: s.Ready})
 	}
 	if err != nil && !errors.Is(err, errBusy) {
 		n.log.Warn("memory of a stock template cannot be saved", slog.String("template", s.Name), slog.Any("error", err))
@@ -123,19 +128,51 @@ func (n *node) renewMemory(ctx context.Context) (left bool) {
 		return true
 	}
 	for _, t := range all {
-		b, err := n.home.catalog.Build(ctx, t.Current)
-		if err != nil || b.Artifact == nil || b.FromSandbox() || n.prov.Fits(*b.Artifact) == nil {
+		builds, err := n.taggedBuilds(ctx, t)
+		if err != nil {
+			left = true
 			continue
 		}
-		err = n.rebuild(ctx, t, b, queue.Recipe{Template: string(t.ID), Start: b.Start, Ready: b.Ready})
-		switch {
-		case errors.Is(err, errBusy):
-			left = true
-		case err != nil:
-			n.log.Warn("memory of a template cannot be renewed", slog.String("template", string(t.ID)), slog.Any("error", err))
+		for _, x := range builds {
+			b, err := n.home.catalog.Build(ctx, x.id)
+			if err != nil || b.Artifact == nil || b.FromSandbox() || n.prov.Fits(*b.Artifact) == nil {
+				continue
+			}
+			err = n.rebuild(ctx, t, b, x.tags, queue.Recipe{Template: string(t.ID) + ":" + x.tags[0], Start: b.Start, Ready: b.Ready})
+			switch {
+			case errors.Is(err, errBusy):
+				left = true
+			case err != nil:
+				n.log.Warn("memory of a template cannot be renewed", slog.String("template", string(t.ID)),
+					slog.String("tag", x.tags[0]), slog.Any("error", err))
+			}
 		}
 	}
 	return left
+}
+
+// taggedBuild is a build with all tags that name it.
+type taggedBuild struct {
+	id   template.BuildID
+	tags []string
+}
+
+// taggedBuilds returns the builds that sandboxes can be created from.
+func (n *node) taggedBuilds(ctx context.Context, t template.Template) ([]taggedBuild, error) {
+	tags, err := n.home.store.ListTags(ctx, t.ID)
+	if err != nil {
+		return nil, err
+	}
+	var out []taggedBuild
+	for _, tag := range tags {
+		i := slices.IndexFunc(out, func(x taggedBuild) bool { return x.id == tag.Build })
+		if i < 0 {
+			i = len(out)
+			out = append(out, taggedBuild{id: tag.Build})
+		}
+		out[i].tags = append(out[i].tags, tag.Name)
+	}
+	return out, nil
 }
 
 // errBusy says that a team, or the server, has as many builds under way as it may.
@@ -160,15 +197,17 @@ func (n *node) room(ctx context.Context, team identity.TeamID) error {
 	return nil
 }
 
-// rebuild queues a build of a template on itself, with the resources that it has,
-// unless one came after b. errBusy when that must wait.
-func (n *node) rebuild(ctx context.Context, t template.Template, b template.Build, r queue.Recipe) error {
+// rebuild queues a build of a template on one of its own, b, with its resources and
+// its tags, unless there is one already: under way, or failed since. errBusy when that must wait.
+func (n *node) rebuild(ctx context.Context, t template.Template, b template.Build, tags []string, r queue.Recipe) error {
 	builds, err := n.home.store.ListBuilds(ctx, t.ID)
 	if err != nil {
 		return err
 	}
 	for _, x := range builds {
-		if x.ID != b.ID && x.CreatedAt.After(b.CreatedAt) {
+		// One that is ready has not these tags: b has them.
+		if x.ID != b.ID && x.Status != template.Ready && x.CreatedAt.After(b.CreatedAt) &&
+			slices.ContainsFunc(x.Tags, func(tag string) bool { return slices.Contains(tags, tag) }) {
 			return nil // it waits, is under way, or has failed for a reason that it gives
 		}
 	}
@@ -176,7 +215,7 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 		return err
 	}
 	who := system(t.Team)
-	ask := queue.Request{Name: string(t.ID)}
+	ask := queue.Request{Name: string(t.ID), Tags: tags}
 	if b.Resources.CPUs > 0 {
 		ask.CPUs = new(int32(b.Resources.CPUs))
 	}

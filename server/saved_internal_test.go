@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"github.com/caisson-dev/caisson/config"
@@ -89,10 +91,10 @@ func TestRebuildWaitsForRoom(t *testing.T) {
 	one, oneBuild := ready("one")
 	two, twoBuild := ready("two")
 	image := queue.Recipe{Image: "debian"} // a template would need a root filesystem
-	if err := n.rebuild(ctx, one, oneBuild, image); err != nil {
+	if err := n.rebuild(ctx, one, oneBuild, []string{template.DefaultTag}, image); err != nil {
 		t.Fatalf("rebuild() of the first = %v", err)
 	}
-	if err := n.rebuild(ctx, two, twoBuild, image); !errors.Is(err, errBusy) {
+	if err := n.rebuild(ctx, two, twoBuild, []string{template.DefaultTag}, image); !errors.Is(err, errBusy) {
 		t.Errorf("rebuild() of the second = %v, want errBusy", err)
 	}
 	if got := builds(two); len(got) != 1 {
@@ -104,17 +106,89 @@ func TestRebuildWaitsForRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	// One that cannot be started does not look like one that is coming.
-	if err := n.rebuild(ctx, two, twoBuild, queue.Recipe{}); err == nil {
+	if err := n.rebuild(ctx, two, twoBuild, []string{template.DefaultTag}, queue.Recipe{}); err == nil {
 		t.Error("rebuild() by a recipe that is none succeeded")
 	}
 	if got := builds(two); len(got) != 2 || got[0].Status != template.Failed {
 		t.Errorf("the second has builds %+v, want a new one that failed", got)
 	}
 	three, threeBuild := ready("three")
-	if err := n.rebuild(ctx, three, threeBuild, image); err != nil {
+	if err := n.rebuild(ctx, three, threeBuild, []string{template.DefaultTag}, image); err != nil {
 		t.Errorf("rebuild() with room again = %v", err)
 	}
 	if got := builds(three); len(got) != 2 || got[0].Status != template.Building {
 		t.Errorf("the third has builds %+v, want a new one under way", got)
 	}
+}
+
+// A template has memory under every tag, and each is renewed under its own.
+func TestTaggedBuilds(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	cfg := config.Defaults(config.Environ{})
+	cfg.Data = t.TempDir()
+	h, err := open(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	t.Cleanup(func() { h.close(log) })
+	n := &node{cfg: cfg, log: log, home: h}
+	if n.builds, err = n.newBuilds(neverBuilds{}); err != nil {
+		t.Fatal(err)
+	}
+	who := system(identity.DefaultTeam)
+	add := func(name string) (template.Template, template.Build) {
+		tmpl, b, err := n.builds.Import(ctx, who, queue.Imported{Name: name, Start: "s", Artifact: &snapshot.Artifact{ID: "a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tmpl, b
+	}
+	tmpl, old := add("mine:v1")
+	_, current := add("mine:v2")
+	if err := errors.Join(
+		tagged(ctx, h, tmpl, "v1", "stable"), tagged(ctx, h, tmpl, "v2", template.DefaultTag),
+	); err != nil {
+		t.Fatal(err)
+	}
+	got, err := n.taggedBuilds(ctx, tmpl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags := map[template.BuildID][]string{}
+	for _, x := range got {
+		slices.Sort(x.tags)
+		tags[x.id] = x.tags
+	}
+	want := map[template.BuildID][]string{old.ID: {"stable", "v1"}, current.ID: {template.DefaultTag, "v2"}}
+	if diff := cmp.Diff(want, tags); diff != "" {
+		t.Errorf("taggedBuilds() (-want +got):\n%s", diff)
+	}
+	// The newer build does not stand in the way of the older one's renewal, and that
+	// takes the older one's tags only.
+	for _, b := range []template.Build{old, old, current} {
+		if err := n.rebuild(ctx, tmpl, b, tags[b.ID], queue.Recipe{Image: "debian"}); err != nil {
+			t.Errorf("rebuild() = %v", err)
+		}
+	}
+	all, err := h.store.ListBuilds(ctx, tmpl.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var begun [][]string
+	for _, b := range all {
+		if b.Status == template.Building {
+			begun = append(begun, b.Tags)
+		}
+	}
+	slices.SortFunc(begun, slices.Compare)
+	if diff := cmp.Diff([][]string{{template.DefaultTag, "v2"}, {"stable", "v1"}}, begun); diff != "" {
+		t.Errorf("builds begun (-want +got):\n%s", diff)
+	}
+}
+
+func tagged(ctx context.Context, h *home, tmpl template.Template, source, tag string) error {
+	_, err := h.store.AssignTags(ctx, tmpl.ID, source, []string{tag}, "k")
+	return err
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/caisson-dev/caisson/sandbox"
 	"github.com/caisson-dev/caisson/store"
 	"github.com/caisson-dev/caisson/template/builder"
+	"github.com/caisson-dev/caisson/template/oci"
 	"github.com/caisson-dev/caisson/template/queue"
 )
 
@@ -43,6 +44,7 @@ type node struct {
 	meter   *meter.Meter
 	warm    *warmth
 	builder *builder.Builder
+	puller  *oci.Puller
 	builds  *queue.Queue
 	domain  string
 }

@@ -145,6 +145,28 @@ func (s *Store) AttemptBuild(ctx context.Context, id template.BuildID) error {
 	})
 }
 
+// RetractAttempt implements queue.Store.
+func (s *Store) RetractAttempt(ctx context.Context, id template.BuildID) error {
+	return s.write(ctx, func(q *db.Queries) error { return q.RetractRecipe(ctx, string(id)) })
+}
+
+// CancelBuild implements queue.Store.
+func (s *Store) CancelBuild(ctx context.Context, team identity.TeamID, b template.Build, actor string) error {
+	return s.write(ctx, func(q *db.Queries) error {
+		n, err := q.CancelRecipe(ctx, string(b.ID))
+		if err != nil {
+			return fmt.Errorf("write recipe: %w", err)
+		}
+		if n == 0 {
+			return fmt.Errorf("build %q is not under way: %w", b.ID, errdefs.ErrFailedPrecondition)
+		}
+		return appendEvent(ctx, q, audit.Event{
+			Type: "template.build_cancelled", Team: string(team), Actor: actor,
+			Fields: map[string]string{"template": string(b.Template), "build": string(b.ID)},
+		})
+	})
+}
+
 // PendingBuilds implements queue.Store.
 func (s *Store) PendingBuilds(ctx context.Context) ([]template.Pending, error) {
 	rows, err := s.rq.PendingRecipes(ctx)
@@ -155,7 +177,7 @@ func (s *Store) PendingBuilds(ctx context.Context) ([]template.Pending, error) {
 	for _, r := range rows {
 		out = append(out, template.Pending{
 			Build: template.BuildID(r.BuildID), Template: template.ID(r.TemplateID), Team: identity.TeamID(r.TeamID),
-			Sealed: r.Sealed, Attempts: int(r.Attempts),
+			Sealed: r.Sealed, Attempts: int(r.Attempts), Cancelled: r.Cancelled != 0,
 		})
 	}
 	return out, nil
@@ -203,6 +225,28 @@ func (s *Store) FinishBuild(ctx context.Context, b template.Build, actor string)
 			Type: "template.build_finished", At: b.FinishedAt, Team: rows[0].TeamID, Actor: actor, Reason: string(b.Status),
 			Fields: map[string]string{"template": string(b.Template), "build": string(b.ID), "step": b.Step},
 		})
+	})
+}
+
+// DiscardBuild implements queue.Store.
+func (s *Store) DiscardBuild(ctx context.Context, b template.Build, actor string) error {
+	return s.write(ctx, func(q *db.Queries) error {
+		if n, err := q.LockTemplate(ctx, string(b.Template)); err != nil || n == 0 {
+			return err
+		}
+		n, err := q.DeleteWaitingBuild(ctx, string(b.ID))
+		if err != nil || n == 0 {
+			return err
+		}
+		left, err := q.ListBuilds(ctx, string(b.Template))
+		if err != nil {
+			return fmt.Errorf("read builds: %w", err)
+		}
+		if len(left) > 0 {
+			return nil
+		}
+		_, err = deleteTemplate(ctx, q, b.Template, actor)
+		return err
 	})
 }
 

@@ -91,6 +91,9 @@ type Pending struct {
 	Team     identity.TeamID
 	// Sealed is what BeginBuild was given.
 	Sealed string
-	// Attempts is how often it was begun.
+	// Attempts is how often it was begun, but for those that a server ended which
+	// stopped in order.
 	Attempts int
+	// Cancelled says that it must be ended, not begun.
+	Cancelled bool
 }

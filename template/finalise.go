@@ -35,6 +35,20 @@ func Finalise(w *erofs.Writer) error {
 	return addUser(w)
 }
 
+// Mountable makes what the engine mounts on, where it is missing, and changes
+// nothing else: for a tree that Finalise, or a build upon it, has made before.
+func Mountable(w *erofs.Writer) error {
+	for _, d := range mountPoints() {
+		if w.Exists(d.path) {
+			continue
+		}
+		if err := add(w, erofs.File{Path: d.path, Mode: d.mode | fs.ModeDir}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func add(w *erofs.Writer, f erofs.File) error {
 	if f.ModTime.IsZero() {
 		f.ModTime = fileTime
@@ -42,12 +56,14 @@ func add(w *erofs.Writer, f erofs.File) error {
 	return w.Add(f)
 }
 
-// skeleton makes the directories that a sandbox mounts things on or writes to.
-func skeleton(w *erofs.Writer) error {
-	dirs := []struct {
-		path string
-		mode fs.FileMode
-	}{
+// mountPoint is a directory that a sandbox mounts things on or writes to.
+type mountPoint struct {
+	path string
+	mode fs.FileMode
+}
+
+func mountPoints() []mountPoint {
+	return []mountPoint{
 		{"dev", 0o755},
 		{"proc", 0o555},
 		{"sys", 0o555},
@@ -58,7 +74,11 @@ func skeleton(w *erofs.Writer) error {
 		{"tmp", 0o777 | fs.ModeSticky},
 		{"var/tmp", 0o777 | fs.ModeSticky},
 	}
-	for _, d := range dirs {
+}
+
+// skeleton makes the mount points, and the files of the sandbox's network.
+func skeleton(w *erofs.Writer) error {
+	for _, d := range mountPoints() {
 		// One that is a symbolic link to a directory, as /var/run may be, stays.
 		if w.Exists(d.path) {
 			if err := w.Chmod(d.path, d.mode|fs.ModeDir, 0, 0); err != nil {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -33,9 +32,6 @@ type Uploads interface {
 	Put(ctx context.Context, team identity.TeamID, hash string, r io.Reader, size int64) error
 }
 
-// uploadStall is how long an upload may send nothing.
-const uploadStall = time.Minute
-
 // UploadHandler serves PUT /templates/{id}/files/{hash}, whose authority is a
 // link that GetTemplateFiles made, and no API key.
 func UploadHandler(builds Builds, files Uploads, log *slog.Logger) http.Handler {
@@ -60,25 +56,7 @@ func receive(w http.ResponseWriter, r *http.Request, builds Builds, files Upload
 	if err != nil {
 		return err
 	}
-	body := &patient{r: r.Body, c: http.NewResponseController(w)}
-	defer body.end()
+	body, end := api.Patient(w, r)
+	defer end()
 	return files.Put(r.Context(), link.Team, link.Hash, body, size)
 }
-
-// patient gives up on a client that stalls.
-type patient struct {
-	r     io.Reader
-	c     *http.ResponseController
-	until time.Time
-}
-
-// Read implements io.Reader.
-func (p *patient) Read(b []byte) (int, error) {
-	if now := time.Now(); p.until.Sub(now) < uploadStall/2 {
-		p.until = now.Add(uploadStall)
-		_ = p.c.SetReadDeadline(p.until) // where there is no connection there is no stalling
-	}
-	return p.r.Read(b)
-}
-
-func (p *patient) end() { _ = p.c.SetReadDeadline(time.Time{}) }

@@ -25,6 +25,7 @@ import (
 	"github.com/caisson-dev/caisson/secret"
 	"github.com/caisson-dev/caisson/snapshot"
 	"github.com/caisson-dev/caisson/template"
+	"github.com/caisson-dev/caisson/template/transfer"
 )
 
 // Sandboxes is what this package needs of sandbox.Manager.
@@ -90,6 +91,12 @@ type Builds interface {
 	Forget(t template.ID)
 }
 
+// Transfers is what this package needs of transfer.Transfers.
+type Transfers interface {
+	Export(ctx context.Context, who identity.Principal, ref string, memory bool) (*transfer.Export, error)
+	Import(ctx context.Context, who identity.Principal, r transfer.Import) (transfer.Imported, error)
+}
+
 // Templates is what this package needs of template.Catalog.
 type Templates interface {
 	List(ctx context.Context, team identity.TeamID) ([]template.Template, error)
@@ -121,6 +128,7 @@ type Config struct {
 	Keys      Keys
 	Templates Templates
 	Builds    Builds
+	Transfers Transfers
 	Meter     Meter
 	Budgets   Budgets
 	Batches   Batches
@@ -151,7 +159,7 @@ func Handler(c Config) http.Handler {
 	onError := func(w http.ResponseWriter, r *http.Request, err error) { api.WriteError(w, r, c.Log, err) }
 	badRequest := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, api.DecodeError(err)) }
 	badParameter := func(w http.ResponseWriter, r *http.Request, err error) { onError(w, r, parameterError(r, err)) }
-	strict := nativeapi.NewStrictHandlerWithOptions(&server{c}, []nativeapi.StrictMiddlewareFunc{streams}, nativeapi.StrictHTTPServerOptions{
+	strict := nativeapi.NewStrictHandlerWithOptions(&server{c}, []nativeapi.StrictMiddlewareFunc{streams, received}, nativeapi.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: badRequest, ResponseErrorHandlerFunc: onError,
 	})
 	nativeapi.HandlerWithOptions(strict, nativeapi.StdHTTPServerOptions{

@@ -160,6 +160,20 @@ func (q *Queries) BuildLogForward(ctx context.Context, arg BuildLogForwardParams
 	return items, nil
 }
 
+const cancelRecipe = `-- name: CancelRecipe :execrows
+UPDATE build_recipes SET cancelled = 1
+WHERE build_id = $1
+  AND EXISTS (SELECT 1 FROM builds WHERE builds.id = build_recipes.build_id AND builds.status = 'building')
+`
+
+func (q *Queries) CancelRecipe(ctx context.Context, buildID string) (int64, error) {
+	result, err := q.exec(ctx, q.cancelRecipeStmt, cancelRecipe, buildID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const countBuildTags = `-- name: CountBuildTags :one
 SELECT COUNT(*) FROM template_tags WHERE build_id = $1
 `
@@ -219,6 +233,18 @@ type DeleteTemplateTagParams struct {
 
 func (q *Queries) DeleteTemplateTag(ctx context.Context, arg DeleteTemplateTagParams) (int64, error) {
 	result, err := q.exec(ctx, q.deleteTemplateTagStmt, deleteTemplateTag, arg.TemplateID, arg.Tag)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+const deleteWaitingBuild = `-- name: DeleteWaitingBuild :execrows
+DELETE FROM builds WHERE id = $1 AND status = 'waiting'
+`
+
+func (q *Queries) DeleteWaitingBuild(ctx context.Context, id string) (int64, error) {
+	result, err := q.exec(ctx, q.deleteWaitingBuildStmt, deleteWaitingBuild, id)
 	if err != nil {
 		return 0, err
 	}
@@ -320,7 +346,7 @@ func (q *Queries) ListTemplateTags(ctx context.Context, templateID string) ([]Te
 }
 
 const pendingRecipes = `-- name: PendingRecipes :many
-SELECT build_recipes.build_id, build_recipes.sealed, build_recipes.attempts, builds.template_id, templates.team_id
+SELECT build_recipes.build_id, build_recipes.sealed, build_recipes.attempts, build_recipes.cancelled, builds.template_id, templates.team_id
 FROM build_recipes
 JOIN builds ON builds.id = build_recipes.build_id
 JOIN templates ON templates.id = builds.template_id
@@ -332,6 +358,7 @@ type PendingRecipesRow struct {
 	BuildID    string
 	Sealed     string
 	Attempts   int64
+	Cancelled  int64
 	TemplateID string
 	TeamID     string
 }
@@ -349,6 +376,7 @@ func (q *Queries) PendingRecipes(ctx context.Context) ([]PendingRecipesRow, erro
 			&i.BuildID,
 			&i.Sealed,
 			&i.Attempts,
+			&i.Cancelled,
 			&i.TemplateID,
 			&i.TeamID,
 		); err != nil {
@@ -385,6 +413,15 @@ type PutRecipeParams struct {
 
 func (q *Queries) PutRecipe(ctx context.Context, arg PutRecipeParams) error {
 	_, err := q.exec(ctx, q.putRecipeStmt, putRecipe, arg.BuildID, arg.Sealed)
+	return err
+}
+
+const retractRecipe = `-- name: RetractRecipe :exec
+UPDATE build_recipes SET attempts = attempts - 1 WHERE build_id = $1 AND attempts > 0
+`
+
+func (q *Queries) RetractRecipe(ctx context.Context, buildID string) error {
+	_, err := q.exec(ctx, q.retractRecipeStmt, retractRecipe, buildID)
 	return err
 }
 

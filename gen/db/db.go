@@ -48,6 +48,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.buildLogForwardStmt, err = db.PrepareContext(ctx, buildLogForward); err != nil {
 		return nil, fmt.Errorf("error preparing query BuildLogForward: %w", err)
 	}
+	if q.cancelRecipeStmt, err = db.PrepareContext(ctx, cancelRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query CancelRecipe: %w", err)
+	}
 	if q.clearCurrentStmt, err = db.PrepareContext(ctx, clearCurrent); err != nil {
 		return nil, fmt.Errorf("error preparing query ClearCurrent: %w", err)
 	}
@@ -131,6 +134,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.deleteTemplateTagStmt, err = db.PrepareContext(ctx, deleteTemplateTag); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteTemplateTag: %w", err)
+	}
+	if q.deleteWaitingBuildStmt, err = db.PrepareContext(ctx, deleteWaitingBuild); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteWaitingBuild: %w", err)
 	}
 	if q.dropArtifactStmt, err = db.PrepareContext(ctx, dropArtifact); err != nil {
 		return nil, fmt.Errorf("error preparing query DropArtifact: %w", err)
@@ -300,6 +306,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.releaseKeyStmt, err = db.PrepareContext(ctx, releaseKey); err != nil {
 		return nil, fmt.Errorf("error preparing query ReleaseKey: %w", err)
 	}
+	if q.retractRecipeStmt, err = db.PrepareContext(ctx, retractRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query RetractRecipe: %w", err)
+	}
 	if q.revokeKeyStmt, err = db.PrepareContext(ctx, revokeKey); err != nil {
 		return nil, fmt.Errorf("error preparing query RevokeKey: %w", err)
 	}
@@ -418,6 +427,11 @@ func (q *Queries) Close() error {
 	if q.buildLogForwardStmt != nil {
 		if cerr := q.buildLogForwardStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing buildLogForwardStmt: %w", cerr)
+		}
+	}
+	if q.cancelRecipeStmt != nil {
+		if cerr := q.cancelRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing cancelRecipeStmt: %w", cerr)
 		}
 	}
 	if q.clearCurrentStmt != nil {
@@ -558,6 +572,11 @@ func (q *Queries) Close() error {
 	if q.deleteTemplateTagStmt != nil {
 		if cerr := q.deleteTemplateTagStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteTemplateTagStmt: %w", cerr)
+		}
+	}
+	if q.deleteWaitingBuildStmt != nil {
+		if cerr := q.deleteWaitingBuildStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteWaitingBuildStmt: %w", cerr)
 		}
 	}
 	if q.dropArtifactStmt != nil {
@@ -840,6 +859,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing releaseKeyStmt: %w", cerr)
 		}
 	}
+	if q.retractRecipeStmt != nil {
+		if cerr := q.retractRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing retractRecipeStmt: %w", cerr)
+		}
+	}
 	if q.revokeKeyStmt != nil {
 		if cerr := q.revokeKeyStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing revokeKeyStmt: %w", cerr)
@@ -1012,6 +1036,7 @@ type Queries struct {
 	beginRunStmt                *sql.Stmt
 	buildLogBackwardStmt        *sql.Stmt
 	buildLogForwardStmt         *sql.Stmt
+	cancelRecipeStmt            *sql.Stmt
 	clearCurrentStmt            *sql.Stmt
 	copyNamesStmt               *sql.Stmt
 	countBuildSandboxesStmt     *sql.Stmt
@@ -1040,6 +1065,7 @@ type Queries struct {
 	deleteTemplateStmt          *sql.Stmt
 	deleteTemplateNamesStmt     *sql.Stmt
 	deleteTemplateTagStmt       *sql.Stmt
+	deleteWaitingBuildStmt      *sql.Stmt
 	dropArtifactStmt            *sql.Stmt
 	endRunStmt                  *sql.Stmt
 	endedSandboxesStmt          *sql.Stmt
@@ -1096,6 +1122,7 @@ type Queries struct {
 	putTemplateTagStmt          *sql.Stmt
 	referredArtifactsStmt       *sql.Stmt
 	releaseKeyStmt              *sql.Stmt
+	retractRecipeStmt           *sql.Stmt
 	revokeKeyStmt               *sql.Stmt
 	rootfsDigestsStmt           *sql.Stmt
 	runningMetadataStmt         *sql.Stmt
@@ -1135,6 +1162,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		beginRunStmt:                q.beginRunStmt,
 		buildLogBackwardStmt:        q.buildLogBackwardStmt,
 		buildLogForwardStmt:         q.buildLogForwardStmt,
+		cancelRecipeStmt:            q.cancelRecipeStmt,
 		clearCurrentStmt:            q.clearCurrentStmt,
 		copyNamesStmt:               q.copyNamesStmt,
 		countBuildSandboxesStmt:     q.countBuildSandboxesStmt,
@@ -1163,6 +1191,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteTemplateStmt:          q.deleteTemplateStmt,
 		deleteTemplateNamesStmt:     q.deleteTemplateNamesStmt,
 		deleteTemplateTagStmt:       q.deleteTemplateTagStmt,
+		deleteWaitingBuildStmt:      q.deleteWaitingBuildStmt,
 		dropArtifactStmt:            q.dropArtifactStmt,
 		endRunStmt:                  q.endRunStmt,
 		endedSandboxesStmt:          q.endedSandboxesStmt,
@@ -1219,6 +1248,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		putTemplateTagStmt:          q.putTemplateTagStmt,
 		referredArtifactsStmt:       q.referredArtifactsStmt,
 		releaseKeyStmt:              q.releaseKeyStmt,
+		retractRecipeStmt:           q.retractRecipeStmt,
 		revokeKeyStmt:               q.revokeKeyStmt,
 		rootfsDigestsStmt:           q.rootfsDigestsStmt,
 		runningMetadataStmt:         q.runningMetadataStmt,

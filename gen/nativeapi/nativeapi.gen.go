@@ -629,6 +629,27 @@ type Health struct {
 	Reason *string `json:"reason,omitempty"`
 }
 
+// ImportedTemplate defines model for ImportedTemplate.
+type ImportedTemplate struct {
+	BuildID string `json:"buildID"`
+	Id      string `json:"id"`
+
+	// Memory The memory in the archive was taken up.
+	Memory bool     `json:"memory"`
+	Names  []string `json:"names"`
+
+	// Notes What could not be taken over as it was.
+	Notes        *[]string `json:"notes,omitempty"`
+	RootfsBytes  int64     `json:"rootfsBytes"`
+	RootfsDigest string    `json:"rootfsDigest"`
+
+	// Status `ready`, or `building` while the start command is run.
+	Status string `json:"status"`
+
+	// Tags Of the build.
+	Tags []string `json:"tags"`
+}
+
 // Key defines model for Key.
 type Key struct {
 	CreatedAt time.Time `json:"createdAt"`
@@ -1149,6 +1170,18 @@ type ListSnapshotsParams struct {
 	NextToken *string `form:"nextToken,omitempty" json:"nextToken,omitempty"`
 }
 
+// ImportTemplateParams defines parameters for ImportTemplate.
+type ImportTemplateParams struct {
+	// Name `[team/]name[:tag]`; the name in the archive when it is absent.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+}
+
+// ExportTemplateParams defines parameters for ExportTemplate.
+type ExportTemplateParams struct {
+	// Memory Add the saved memory, which only the same team of the same installation can take up.
+	Memory *bool `form:"memory,omitempty" json:"memory,omitempty"`
+}
+
 // GetUsageParams defines parameters for GetUsage.
 type GetUsageParams struct {
 	// From RFC 3339.
@@ -1289,12 +1322,21 @@ type ServerInterface interface {
 	// ListTemplates The templates that the team can start from.
 	// (GET /templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request)
+	// ImportTemplate Make a template of an archive: one that was exported, an OCI layout, or what `docker save` writes. Content-Length must
+	// be given. A template with a start command is `building` until that has run, and can be followed and cancelled like every
+	// build. After an error nothing was changed.
+	// (POST /templates/import)
+	ImportTemplate(w http.ResponseWriter, r *http.Request, params ImportTemplateParams)
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID)
 	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
 	// (POST /templates/{id}/builds/{build}/cancel)
 	CancelBuild(w http.ResponseWriter, r *http.Request, id ID, build string)
+	// ExportTemplate A template as an archive: an OCI image layout in a tar file. `{id}` may be `[team/]name[:tag]`.
+	// The length is known before. 409 for a snapshot, and for memory of a template without.
+	// (GET /templates/{id}/export)
+	ExportTemplate(w http.ResponseWriter, r *http.Request, id ID, params ExportTemplateParams)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
@@ -2265,6 +2307,39 @@ func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.
 	handler.ServeHTTP(w, r)
 }
 
+// ImportTemplate operation middleware
+func (siw *ServerInterfaceWrapper) ImportTemplate(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ImportTemplateParams
+
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", r.URL.Query(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "name"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ImportTemplate(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // DeleteTemplate operation middleware
 func (siw *ServerInterfaceWrapper) DeleteTemplate(w http.ResponseWriter, r *http.Request) {
 
@@ -2317,6 +2392,48 @@ func (siw *ServerInterfaceWrapper) CancelBuild(w http.ResponseWriter, r *http.Re
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CancelBuild(w, r, id, build)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ExportTemplate operation middleware
+func (siw *ServerInterfaceWrapper) ExportTemplate(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ExportTemplateParams
+
+	// ------------- Optional query parameter "memory" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "memory", r.URL.Query(), &params.Memory, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "memory"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "memory", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExportTemplate(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2534,6 +2651,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/keys/{id}", wrapper.DeleteKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/export", wrapper.ExportTemplate)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/import", wrapper.ImportTemplate)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/{id}/builds/{build}/cancel", wrapper.CancelBuild)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/budget", wrapper.PutBudget)
@@ -3874,6 +3993,46 @@ func (response ListTemplatesdefaultJSONResponse) VisitListTemplatesResponse(w ht
 	return err
 }
 
+type ImportTemplateRequestObject struct {
+	Params ImportTemplateParams
+	Body   io.Reader
+}
+
+type ImportTemplateResponseObject interface {
+	VisitImportTemplateResponse(w http.ResponseWriter) error
+}
+
+type ImportTemplate201JSONResponse ImportedTemplate
+
+func (response ImportTemplate201JSONResponse) VisitImportTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ImportTemplatedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ImportTemplatedefaultJSONResponse) VisitImportTemplateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteTemplateRequestObject struct {
 	Id ID `json:"id"`
 }
@@ -3930,6 +4089,60 @@ type CancelBuilddefaultJSONResponse struct {
 }
 
 func (response CancelBuilddefaultJSONResponse) VisitCancelBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExportTemplateRequestObject struct {
+	Id     ID `json:"id"`
+	Params ExportTemplateParams
+}
+
+type ExportTemplateResponseObject interface {
+	VisitExportTemplateResponse(w http.ResponseWriter) error
+}
+
+type ExportTemplate200ResponseHeaders struct {
+	ContentDisposition *string
+}
+
+type ExportTemplate200ApplicationxTarResponse struct {
+	Body          io.Reader
+	Headers       ExportTemplate200ResponseHeaders
+	ContentLength int64
+}
+
+func (response ExportTemplate200ApplicationxTarResponse) VisitExportTemplateResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/x-tar")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	if response.Headers.ContentDisposition != nil {
+		w.Header().Set("Content-Disposition", fmt.Sprint(*response.Headers.ContentDisposition))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ExportTemplatedefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ExportTemplatedefaultJSONResponse) VisitExportTemplateResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -4072,12 +4285,21 @@ type StrictServerInterface interface {
 	// ListTemplates The templates that the team can start from.
 	// (GET /templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
+	// ImportTemplate Make a template of an archive: one that was exported, an OCI layout, or what `docker save` writes. Content-Length must
+	// be given. A template with a start command is `building` until that has run, and can be followed and cancelled like every
+	// build. After an error nothing was changed.
+	// (POST /templates/import)
+	ImportTemplate(ctx context.Context, request ImportTemplateRequestObject) (ImportTemplateResponseObject, error)
 	// DeleteTemplate Delete a template by id or name. 409 while live sandboxes are based on it.
 	// (DELETE /templates/{id})
 	DeleteTemplate(ctx context.Context, request DeleteTemplateRequestObject) (DeleteTemplateResponseObject, error)
 	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
 	// (POST /templates/{id}/builds/{build}/cancel)
 	CancelBuild(ctx context.Context, request CancelBuildRequestObject) (CancelBuildResponseObject, error)
+	// ExportTemplate A template as an archive: an OCI image layout in a tar file. `{id}` may be `[team/]name[:tag]`.
+	// The length is known before. 409 for a snapshot, and for memory of a template without.
+	// (GET /templates/{id}/export)
+	ExportTemplate(ctx context.Context, request ExportTemplateRequestObject) (ExportTemplateResponseObject, error)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
@@ -4984,6 +5206,34 @@ func (sh *strictHandler) ListTemplates(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// ImportTemplate operation middleware
+func (sh *strictHandler) ImportTemplate(w http.ResponseWriter, r *http.Request, params ImportTemplateParams) {
+	var request ImportTemplateRequestObject
+
+	request.Params = params
+
+	request.Body = r.Body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ImportTemplate(ctx, request.(ImportTemplateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ImportTemplate")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ImportTemplateResponseObject); ok {
+		if err := validResponse.VisitImportTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // DeleteTemplate operation middleware
 func (sh *strictHandler) DeleteTemplate(w http.ResponseWriter, r *http.Request, id ID) {
 	var request DeleteTemplateRequestObject
@@ -5030,6 +5280,33 @@ func (sh *strictHandler) CancelBuild(w http.ResponseWriter, r *http.Request, id 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CancelBuildResponseObject); ok {
 		if err := validResponse.VisitCancelBuildResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExportTemplate operation middleware
+func (sh *strictHandler) ExportTemplate(w http.ResponseWriter, r *http.Request, id ID, params ExportTemplateParams) {
+	var request ExportTemplateRequestObject
+
+	request.Id = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ExportTemplate(ctx, request.(ExportTemplateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExportTemplate")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ExportTemplateResponseObject); ok {
+		if err := validResponse.VisitExportTemplateResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -15,11 +15,19 @@ INSERT INTO build_recipes (build_id, sealed, attempts) VALUES ($1, $2, 0);
 -- name: AttemptRecipe :execrows
 UPDATE build_recipes SET attempts = attempts + 1 WHERE build_id = $1;
 
+-- name: RetractRecipe :exec
+UPDATE build_recipes SET attempts = attempts - 1 WHERE build_id = $1 AND attempts > 0;
+
+-- name: CancelRecipe :execrows
+UPDATE build_recipes SET cancelled = 1
+WHERE build_id = $1
+  AND EXISTS (SELECT 1 FROM builds WHERE builds.id = build_recipes.build_id AND builds.status = 'building');
+
 -- name: DeleteRecipe :exec
 DELETE FROM build_recipes WHERE build_id = $1;
 
 -- name: PendingRecipes :many
-SELECT build_recipes.build_id, build_recipes.sealed, build_recipes.attempts, builds.template_id, templates.team_id
+SELECT build_recipes.build_id, build_recipes.sealed, build_recipes.attempts, build_recipes.cancelled, builds.template_id, templates.team_id
 FROM build_recipes
 JOIN builds ON builds.id = build_recipes.build_id
 JOIN templates ON templates.id = builds.template_id
@@ -29,6 +37,9 @@ ORDER BY builds.created_at, builds.id;
 -- name: ExpireBuilds :execrows
 UPDATE builds SET status = 'error', reason = @reason, finished_at = @finished_at
 WHERE status = 'waiting' AND created_at < @created_before;
+
+-- name: DeleteWaitingBuild :execrows
+DELETE FROM builds WHERE id = $1 AND status = 'waiting';
 
 -- name: LastBuildLog :one
 SELECT CAST(COALESCE(MAX(seq), 0) AS BIGINT) FROM build_logs WHERE build_id = $1;

@@ -93,17 +93,7 @@ func buildLife(t *testing.T, s *store.Store) {
 			t.Errorf("BeginBuild() above %+v = %v, want resource exhausted", l, err)
 		}
 	}
-	if err := s.AttemptBuild(t.Context(), b.ID); err != nil {
-		t.Errorf("AttemptBuild() = %v", err)
-	}
-	if err := s.AttemptBuild(t.Context(), second.ID); !errdefs.IsNotFound(err) {
-		t.Errorf("AttemptBuild() of one that was not begun = %v, want not found", err)
-	}
-	pending, err := s.PendingBuilds(t.Context())
-	want := []template.Pending{{Build: b.ID, Template: tmpl.ID, Team: "other", Sealed: "sealed", Attempts: 1}}
-	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
-		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
-	}
+	buildAttempts(t, s, tmpl.ID, b, second)
 	b.Status, b.FinishedAt, b.User, b.Workdir, b.Env = template.Ready, now(), "u", "/w", map[string]string{"A": "b"}
 	b.Rootfs = image.Rootfs{Digest: "sha256:x"}
 	b.Artifact = &snapshot.Artifact{ID: "a1", Kind: snapshot.Memory, ABI: "abi", RootfsDigest: "sha256:x", SizeBytes: 7}
@@ -141,7 +131,7 @@ func buildLife(t *testing.T, s *store.Store) {
 			kinds = append(kinds, ev.Type)
 		}
 	}
-	if diff := cmp.Diff([]string{"template.build_registered", "template.build_started", "template.build_finished"}, kinds); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{"template.build_registered", "template.build_started", "template.build_cancelled", "template.build_finished"}, kinds); diff != "" || err != nil {
 		t.Errorf("events = %v (-want +got):\n%s", err, diff)
 	}
 	if err := s.DeleteTemplate(t.Context(), tmpl.ID); err != nil {
@@ -149,6 +139,39 @@ func buildLife(t *testing.T, s *store.Store) {
 	}
 	if err := s.FinishBuild(t.Context(), b, "k"); !errdefs.IsNotFound(err) {
 		t.Errorf("FinishBuild() of a deleted template = %v, want not found", err)
+	}
+}
+
+// buildAttempts is what the next server is told of a build under way, b; second
+// waits.
+func buildAttempts(t *testing.T, s *store.Store, tmpl template.ID, b, second template.Build) {
+	t.Helper()
+	if err := s.AttemptBuild(t.Context(), b.ID); err != nil {
+		t.Errorf("AttemptBuild() = %v", err)
+	}
+	if err := s.AttemptBuild(t.Context(), second.ID); !errdefs.IsNotFound(err) {
+		t.Errorf("AttemptBuild() of one that was not begun = %v, want not found", err)
+	}
+	pending, err := s.PendingBuilds(t.Context())
+	want := []template.Pending{{Build: b.ID, Template: tmpl, Team: "other", Sealed: "sealed", Attempts: 1}}
+	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
+		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
+	}
+	for range 2 { // there is only one to take back
+		if err := s.RetractAttempt(t.Context(), b.ID); err != nil {
+			t.Errorf("RetractAttempt() = %v", err)
+		}
+	}
+	if err := s.CancelBuild(t.Context(), "other", second, "k"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("CancelBuild() of one that waits = %v, want failed precondition", err)
+	}
+	if err := s.CancelBuild(t.Context(), "other", b, "k"); err != nil {
+		t.Errorf("CancelBuild() = %v", err)
+	}
+	pending, err = s.PendingBuilds(t.Context())
+	want[0].Attempts, want[0].Cancelled = 0, true
+	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
+		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
 	}
 }
 
@@ -352,6 +375,34 @@ func buildOrder(t *testing.T, s *store.Store) {
 	}
 	if slices.Sort(ids); err != nil || !slices.Equal(ids, []snapshot.ID{"quick", "slow"}) {
 		t.Errorf("Artifacts() = %v, %v", ids, err)
+	}
+}
+
+// discarded sees that a build which was given up at once leaves what was there.
+func discarded(t *testing.T, s *store.Store) {
+	register := func(name string) template.Build {
+		b := waiting()
+		tmpl, err := s.RegisterBuild(t.Context(), identity.DefaultTeam, name, b, 0, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Template = tmpl.ID
+		return b
+	}
+	first, second, only := register("brief"), register("brief"), register("alone")
+	if err := s.BeginBuild(t.Context(), identity.DefaultTeam, second, "sealed", queue.Limits{}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range []template.Build{first, first, second, only} { // twice, and one that has begun
+		if err := s.DiscardBuild(t.Context(), b, "k"); err != nil {
+			t.Errorf("DiscardBuild() = %v", err)
+		}
+	}
+	if all, err := s.ListBuilds(t.Context(), first.Template); err != nil || len(all) != 1 || all[0].ID != second.ID {
+		t.Errorf("builds = %+v, %v, want the one that has begun", all, err)
+	}
+	if got, err := s.GetTemplate(t.Context(), identity.DefaultTeam, "alone"); !errdefs.IsNotFound(err) {
+		t.Errorf("template without builds = %+v, %v, want none", got, err)
 	}
 }
 

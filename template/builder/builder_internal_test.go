@@ -262,3 +262,34 @@ func TestBlame(t *testing.T) {
 		}
 	}
 }
+
+// writer is a box that has written much.
+type writer struct {
+	provider.Box
+	bytes int64
+	saved bool
+}
+
+func (w *writer) Stats(context.Context) (provider.Stats, error) {
+	return provider.Stats{DiskBytes: w.bytes}, nil
+}
+
+func (w *writer) Snapshot(context.Context, snapshot.Kind, snapshot.Vault) (snapshot.Artifact, error) {
+	w.saved = true
+	return snapshot.Artifact{ID: "a"}, nil
+}
+
+// A layer that the disk has no room for is not begun: what fills the disk hits
+// everybody.
+func TestSaveLayerAsksForSpace(t *testing.T) {
+	t.Parallel()
+	r := &run{Builder: &Builder{o: Options{Dir: t.TempDir()}}}
+	large := &writer{bytes: 1 << 60}
+	if _, err := r.saveLayer(t.Context(), &box{box: large}); !errdefs.IsResourceExhausted(err) || large.saved {
+		t.Errorf("saveLayer() = %v, saved %t", err, large.saved)
+	}
+	small := &writer{bytes: 1}
+	if _, err := r.saveLayer(t.Context(), &box{box: small}); err != nil || !small.saved {
+		t.Errorf("saveLayer() of little = %v, saved %t", err, small.saved)
+	}
+}

@@ -279,11 +279,24 @@ func (r *run) workshop() provider.Resources {
 	return res
 }
 
-// saveLayer keeps what the steps so far have written.
+// layerReserve is how much disk stays free when a layer is saved: other sandboxes
+// write, too.
+const layerReserve = 256 << 20
+
+// saveLayer keeps what the steps so far have written. errdefs.ErrResourceExhausted
+// before anything is written when the disk has no room for it.
 func (r *run) saveLayer(ctx context.Context, x *box) (*snapshot.Artifact, error) {
 	s, ok := x.box.(provider.Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("provider %s cannot save files: %w", r.o.Provider.Name(), errdefs.ErrNotImplemented)
+	}
+	st, err := x.box.Stats(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("save the step's files: %w", err)
+	}
+	// All that the steps wrote is copied.
+	if err := image.CheckSpace(r.o.Dir, st.DiskBytes+layerReserve); err != nil {
+		return nil, fmt.Errorf("save the step's files: %w", err)
 	}
 	a, err := s.Snapshot(ctx, snapshot.Filesystem, r.layers)
 	if err != nil {

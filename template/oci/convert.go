@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/caisson-dev/caisson/erofs"
+	"github.com/caisson-dev/caisson/image"
 	"github.com/caisson-dev/caisson/template"
 	"github.com/caisson-dev/caisson/template/builder"
 )
@@ -29,8 +31,10 @@ const (
 	maxOSRelease = 64 << 10
 )
 
-// convert makes the root filesystem of an image, unless that was done before.
-func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func(string)) (builder.Base, error) {
+// convert makes the root filesystem of an image, unless that was done before with
+// one from the same place. The caller has the manifest from there: who may read that
+// may read the layers.
+func (p *Puller) convert(ctx context.Context, ref, where string, img v1.Image, log func(string)) (builder.Base, error) {
 	m, err := img.Manifest()
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("read manifest: %w", err)
@@ -39,8 +43,8 @@ func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("read manifest: %w", err)
 	}
-	known := found{Manifest: digest.String()}
-	if f, ok := p.index.load(known.Manifest); ok {
+	known := found{Where: where, Manifest: digest.String()}
+	if f, ok := p.index.load(where, known.Manifest); ok {
 		if rootfs, err := p.o.Images.Get(f.Rootfs); err == nil {
 			return f.base(ref, rootfs), nil
 		}
@@ -51,26 +55,70 @@ func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func
 	if known.Env, err = configOf(ref, img, m); err != nil {
 		return builder.Base{}, err
 	}
-	layers, err := img.Layers()
+	imgLayers, err := img.Layers()
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("read layers: %w", err)
 	}
-	notes := template.Manifest{Source: "image " + ref, CreatedAt: time.Now().UTC()}
+	if len(imgLayers) != len(m.Layers) {
+		return builder.Base{}, refuse("image %s has %d layers, and its manifest names %d", ref, len(imgLayers), len(m.Layers))
+	}
+	var layers []layer
+	for i, l := range imgLayers {
+		layers = append(layers, layer{m.Layers[i], l.Compressed})
+	}
+	rootfs, err := p.write(ctx, writing{
+		source: "image " + ref, layers: layers, whiteouts: true, log: log, warn: log,
+		finish: func(w *erofs.Writer) error {
+			if err := known.inspect(ref, w); err != nil {
+				return err
+			}
+			return template.Finalise(w)
+		},
+	})
+	if err != nil {
+		return builder.Base{}, err
+	}
+	known.Rootfs = rootfs.Digest
+	return known.base(ref, rootfs), p.index.save(known)
+}
+
+// layer is one layer of an image, from wherever it comes.
+type layer struct {
+	v1.Descriptor
+	open func() (io.ReadCloser, error)
+}
+
+// writing is a root filesystem that is to be made.
+type writing struct {
+	source string // for people
+	layers []layer
+	// whiteouts says that layers may delete what is below them.
+	whiteouts bool
+	// finish completes the tree, or refuses it.
+	finish func(*erofs.Writer) error
+	// packages are kept beside the image, as somebody says that they are in it.
+	packages []template.Package
+	log      func(string)
+	// warn is told what an image cannot hold, and was left out.
+	warn func(string)
+}
+
+// write makes one image of layers.
+func (p *Puller) write(ctx context.Context, o writing) (image.Rootfs, error) {
+	// The key of a recipe is not taken from anybody: by it stock templates are found.
+	notes := template.Manifest{Source: o.source, CreatedAt: time.Now().UTC(), Packages: o.packages}
 	rootfs, err := p.o.Images.Put(ctx, func(out *os.File) error {
-		w, err := erofs.NewWriter(out, erofs.Options{Limits: p.o.Limits, Devices: erofs.DropDevices, Whiteouts: true})
+		w, err := erofs.NewWriter(out, erofs.Options{Limits: p.o.Limits, Devices: erofs.DropDevices, Whiteouts: o.whiteouts})
 		if err != nil {
 			return err
 		}
-		for i, l := range layers {
-			log(fmt.Sprintf("layer %d/%d, %d KiB", i+1, len(layers), m.Layers[i].Size>>10))
-			if err := addLayer(ctx, w, l, m.Layers[i]); err != nil {
+		for i, l := range o.layers {
+			o.log(fmt.Sprintf("layer %d/%d, %d KiB", i+1, len(o.layers), l.Size>>10))
+			if err := addLayer(ctx, w, l); err != nil {
 				return fmt.Errorf("layer %d: %w", i+1, err)
 			}
 		}
-		if err := known.inspect(ref, w); err != nil {
-			return err
-		}
-		if err := template.Finalise(w); err != nil {
+		if err := o.finish(w); err != nil {
 			return err
 		}
 		stats, err := w.Finish()
@@ -78,20 +126,20 @@ func (p *Puller) convert(ctx context.Context, ref string, img v1.Image, log func
 		return err
 	})
 	if err != nil {
-		return builder.Base{}, err
+		return rootfs, err
 	}
 	text, err := json.MarshalIndent(notes, "", " ")
 	if err != nil {
-		return builder.Base{}, fmt.Errorf("encode manifest: %w", err)
+		return rootfs, fmt.Errorf("encode manifest: %w", err)
 	}
-	if err := p.o.Images.SetNotes(rootfs.Digest, text); err != nil {
-		return builder.Base{}, err
-	}
-	known.Rootfs = rootfs.Digest
 	for _, warning := range notes.Warnings[:min(len(notes.Warnings), 10)] {
-		log(warning)
+		o.warn(warning)
 	}
-	return known.base(ref, rootfs), p.index.save(known)
+	// The same image may have been built here: then that is what is known of it.
+	if _, err := p.o.Images.Notes(rootfs.Digest); !errdefs.IsNotFound(err) {
+		return rootfs, err
+	}
+	return rootfs, p.o.Images.SetNotes(rootfs.Digest, text)
 }
 
 // configOf checks an image's configuration and returns its environment.
@@ -107,9 +155,14 @@ func configOf(ref string, img v1.Image, m *v1.Manifest) (map[string]string, erro
 	if c.OS != "" && c.OS != want.OS || c.Architecture != "" && c.Architecture != want.Architecture {
 		return nil, refuse("image %s is for %s/%s, this machine needs %s/%s", ref, c.OS, c.Architecture, want.OS, want.Architecture)
 	}
+	return environment(ref, c.Config.Env, "HOME", "USER", "LOGNAME") // the agent knows better where a user is at home
+}
+
+// environment reads the variables of an image, but some.
+func environment(ref string, pairs []string, but ...string) (map[string]string, error) {
 	env := map[string]string{}
 	size := 0
-	for _, pair := range c.Config.Env {
+	for _, pair := range pairs {
 		name, value, ok := strings.Cut(pair, "=")
 		if !ok || name == "" || strings.IndexByte(pair, 0) >= 0 {
 			continue
@@ -117,8 +170,7 @@ func configOf(ref string, img v1.Image, m *v1.Manifest) (map[string]string, erro
 		if size += len(pair); size > maxEnv {
 			return nil, refuse("image %s has an environment of more than %d bytes", ref, maxEnv)
 		}
-		// The agent knows better where a user is at home.
-		if name != "HOME" && name != "USER" && name != "LOGNAME" {
+		if !slices.Contains(but, name) {
 			env[name] = value
 		}
 	}
@@ -126,20 +178,20 @@ func configOf(ref string, img v1.Image, m *v1.Manifest) (map[string]string, erro
 }
 
 // addLayer reads one layer and checks that it is what the manifest names.
-func addLayer(ctx context.Context, w *erofs.Writer, l v1.Layer, d v1.Descriptor) error {
-	switch d.MediaType {
+func addLayer(ctx context.Context, w *erofs.Writer, l layer) error {
+	switch l.MediaType {
 	case types.DockerLayer, types.DockerUncompressedLayer, types.OCILayer, types.OCIUncompressedLayer, types.OCILayerZStd,
 		types.DockerForeignLayer, types.OCIRestrictedLayer, types.OCIUncompressedRestrictedLayer:
 	default:
-		return refuse("its type %.80q is not that of files", d.MediaType)
+		return refuse("its type %.80q is not that of files", l.MediaType)
 	}
-	r, err := l.Compressed()
+	r, err := l.open()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	h := sha256.New()
-	in := io.TeeReader(io.LimitReader(r, d.Size+1), h)
+	in := io.TeeReader(io.LimitReader(r, l.Size+1), h)
 	if err := w.AddTar(ctx, in); err != nil {
 		return err
 	}
@@ -147,8 +199,8 @@ func addLayer(ctx context.Context, w *erofs.Writer, l v1.Layer, d v1.Descriptor)
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); d.Digest.Algorithm != "sha256" || got != d.Digest.Hex {
-		return refuse("its content has the digest sha256:%s, not %s", got, d.Digest)
+	if got := hex.EncodeToString(h.Sum(nil)); l.Digest.Algorithm != "sha256" || got != l.Digest.Hex {
+		return refuse("its content has the digest sha256:%s, not %s", got, l.Digest)
 	}
 	return nil
 }
@@ -156,11 +208,19 @@ func addLayer(ctx context.Context, w *erofs.Writer, l v1.Layer, d v1.Descriptor)
 // inspect refuses what cannot be a sandbox, and notes what is missing for
 // comfort.
 func (f *found) inspect(ref string, w *erofs.Writer) error {
-	if !w.Exists("bin/sh") {
-		return refuse("image %s has no /bin/sh, which every template needs: take one of a distribution instead", ref)
+	if err := bootable(ref, w); err != nil {
+		return err
 	}
 	f.Family = family(w)
 	f.Missing = missing(w)
+	return nil
+}
+
+// bootable refuses a tree that no command can be run in.
+func bootable(ref string, w *erofs.Writer) error {
+	if !w.Exists("bin/sh") {
+		return refuse("image %s has no /bin/sh, which every template needs: take one of a distribution instead", ref)
+	}
 	return nil
 }
 

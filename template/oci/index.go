@@ -18,11 +18,14 @@ import (
 )
 
 // indexVersion changes when the same image would become another root filesystem.
-const indexVersion = 1
+const indexVersion = 2
 
 // found is a root filesystem that was made of an image before.
 type found struct {
-	Version  int               `json:"version"`
+	Version int `json:"version"`
+	// Where is the repository, or the file, that the image was taken from: who may
+	// read one of the same digest elsewhere may not read this one.
+	Where    string            `json:"where"`
 	Manifest string            `json:"manifest"` // the digest
 	Rootfs   string            `json:"rootfs"`
 	Env      map[string]string `json:"env,omitempty"`
@@ -36,7 +39,8 @@ func (f found) base(ref string, r image.Rootfs) builder.Base {
 	}
 }
 
-// index keeps what was found in files named by the digest of its manifest.
+// index keeps what was found in files named by where it was and the digest of its
+// manifest.
 type index struct{ dir string }
 
 func newIndex(dir string) (*index, error) {
@@ -46,16 +50,16 @@ func newIndex(dir string) (*index, error) {
 	return &index{dir}, nil
 }
 
-func (x *index) path(manifest string) string {
-	sum := sha256.Sum256([]byte(manifest))
+func (x *index) path(where, manifest string) string {
+	sum := sha256.Sum256([]byte(where + "\n" + manifest))
 	return filepath.Join(x.dir, hex.EncodeToString(sum[:])+".json")
 }
 
 // load returns what is known of a manifest, which counts as a use.
-func (x *index) load(manifest string) (found, bool) {
-	path := x.path(manifest)
+func (x *index) load(where, manifest string) (found, bool) {
+	path := x.path(where, manifest)
 	f, err := readFound(path)
-	if err != nil || f.Version != indexVersion || f.Manifest != manifest {
+	if err != nil || f.Version != indexVersion || f.Manifest != manifest || f.Where != where {
 		return found{}, false
 	}
 	now := time.Now()
@@ -83,7 +87,7 @@ func (x *index) save(f found) error {
 	}
 	_, err = tmp.Write(b)
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), x.path(f.Manifest))
+		err = os.Rename(tmp.Name(), x.path(f.Where, f.Manifest))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("index image: %w", err), os.Remove(tmp.Name()))

@@ -226,7 +226,7 @@ func (p *Puller) remote(ctx context.Context, src template.ImageSource, to string
 	if err != nil {
 		return builder.Base{}, explain(ctx, src.Ref, err)
 	}
-	b, err := p.convert(ctx, src.Ref, img, log)
+	b, err := p.convert(ctx, src.Ref, ref.Context().Name(), img, log)
 	if err != nil {
 		return b, explain(ctx, src.Ref, err)
 	}
@@ -313,7 +313,7 @@ func (p *Puller) local(ctx context.Context, ref, path string, open func(string) 
 	if err != nil {
 		return builder.Base{}, fmt.Errorf("image %s: %w: %w", ref, err, errdefs.ErrInvalidArgument)
 	}
-	b, err := p.convert(ctx, ref, img, log)
+	b, err := p.convert(ctx, ref, path, img, log)
 	if err != nil {
 		return b, explain(ctx, ref, err)
 	}

@@ -35,16 +35,18 @@ type journal struct {
 	// secrets are removed from every line.
 	secrets *strings.Replacer
 	steps   int
-	seq     int64
-	bytes   int
-	full    bool
+	// seq is how many lines there were when the journal was opened.
+	seq   int64
+	bytes int
+	full  bool
 	// finished is set after the last step.
 	finished bool
 }
 
-// newJournal goes on where the log of a build ends. close must be called.
+// newJournal goes on where the log of a build ends. close must be called. Lines
+// are written when ctx has ended, too, but then no failed write is tried again.
 func newJournal(ctx context.Context, s Journal, id template.BuildID, log *slog.Logger) (*journal, error) {
-	last, err := s.LastBuildLog(ctx, id)
+	last, err := s.LastBuildLog(context.WithoutCancel(ctx), id)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +112,6 @@ func (w *journal) append(e template.Entry, keep bool) {
 			Text: fmt.Sprintf("the log is longer than %d MiB; from here on only warnings and the ends of steps are kept", maxLog>>20),
 		}
 	}
-	w.seq++
-	e.Seq = w.seq
 	w.entries <- e
 }
 
@@ -125,7 +125,8 @@ func (w *journal) close() {
 func (w *journal) flush(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	broken := false
+	// Numbered here: they have no gaps whatever is lost.
+	last, lost := w.seq, 0
 	for first := range w.entries {
 		batch := []template.Entry{first}
 		timer.Reset(flushEvery)
@@ -141,15 +142,56 @@ func (w *journal) flush(ctx context.Context) {
 				break gather
 			}
 		}
-		if broken {
-			continue // lines are numbered without gaps
+		if lost > 0 {
+			// What was given up may be there nevertheless.
+			if n, err := w.store.LastBuildLog(context.WithoutCancel(ctx), w.build); err == nil {
+				last = n
+			}
+			batch = append([]template.Entry{{
+				At: batch[0].At, Level: template.Warn, Step: batch[0].Step,
+				Text: fmt.Sprintf("%d lines are missing here: the database could not be written to", lost),
+			}}, batch...)
 		}
-		wctx, cancel := context.WithTimeout(ctx, finishTimeout)
-		err := w.store.AppendBuildLog(wctx, w.build, batch)
-		cancel()
-		if err != nil {
-			broken = true // with the template deleted, for one
-			w.log.WarnContext(ctx, "log of a build cannot be kept", slog.Any("error", err))
+		for i := range batch {
+			batch[i].Seq = last + int64(i) + 1
 		}
+		// Once patience was in vain, nobody waits for it again.
+		keep := w.insist
+		if lost > 0 {
+			keep = w.try
+		}
+		if err := keep(ctx, batch); err != nil {
+			if lost > 0 {
+				batch = batch[1:] // the note itself
+			}
+			lost += len(batch)
+			w.log.WarnContext(ctx, "lines of a build's log cannot be kept", slog.Any("error", err), slog.Int("lines", len(batch)))
+			continue
+		}
+		last, lost = last+int64(len(batch)), 0
 	}
+}
+
+// insist writes a batch, again and again for a while when that fails: who writes
+// lines waits meanwhile. With the template deleted it fails at once.
+func (w *journal) insist(ctx context.Context, batch []template.Entry) error {
+	again := false
+	return insist(ctx, func(ctx context.Context) error {
+		if again {
+			// What failed to answer may have been done.
+			last, err := w.store.LastBuildLog(ctx, w.build)
+			if err != nil || last >= batch[len(batch)-1].Seq {
+				return err
+			}
+		}
+		again = true
+		return w.store.AppendBuildLog(ctx, w.build, batch)
+	})
+}
+
+// try writes a batch once.
+func (w *journal) try(ctx context.Context, batch []template.Entry) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+	defer cancel()
+	return w.store.AppendBuildLog(ctx, w.build, batch)
 }

@@ -39,19 +39,32 @@ type Store interface {
 	// recipe. errdefs.ErrFailedPrecondition when it is not waiting,
 	// ErrResourceExhausted above the limits.
 	BeginBuild(ctx context.Context, team identity.TeamID, b template.Build, sealed string, l Limits, actor string) error
-	// AttemptBuild counts that one is begun.
-	AttemptBuild(ctx context.Context, id template.BuildID) error
-	// PendingBuilds returns what is building, the oldest first.
-	PendingBuilds(ctx context.Context) ([]template.Pending, error)
+	Attempts
 	// FinishBuild ends a build. One that is ready gets its tags, all at once, but
 	// those of a build that was registered after it.
 	// errdefs.ErrNotFound when its template was deleted.
 	FinishBuild(ctx context.Context, b template.Build, actor string) error
+	// DiscardBuild deletes a waiting build as if it had never been registered, and
+	// its template with it when that has no other build.
+	DiscardBuild(ctx context.Context, b template.Build, actor string) error
 	// ExpireBuilds fails what was registered before a time and never started.
 	ExpireBuilds(ctx context.Context, before time.Time, reason string) (int, error)
 	Journal
 	// UseUpload notes a link's nonce; errdefs.ErrAlreadyExists the second time.
 	UseUpload(ctx context.Context, nonce string, expires time.Time) error
+}
+
+// Attempts keeps what a server that takes over must know of builds under way.
+type Attempts interface {
+	// AttemptBuild counts that one is begun, RetractAttempt that it was not to blame
+	// for its end.
+	AttemptBuild(ctx context.Context, id template.BuildID) error
+	RetractAttempt(ctx context.Context, id template.BuildID) error
+	// CancelBuild notes that one must be ended; errdefs.ErrFailedPrecondition when
+	// it is not building.
+	CancelBuild(ctx context.Context, team identity.TeamID, b template.Build, actor string) error
+	// PendingBuilds returns what is building, the oldest first.
+	PendingBuilds(ctx context.Context) ([]template.Pending, error)
 }
 
 // Journal keeps the lines of builds.
@@ -147,6 +160,9 @@ type job struct {
 	cancel context.CancelCauseFunc // set while it runs
 	// ended is why it must not go on, when that was decided before it ran.
 	ended error
+	// counted says that its attempt is in the store; the goroutine that runs it
+	// owns that.
+	counted bool
 }
 
 var (
@@ -184,9 +200,19 @@ func New(c Config, d Deps) (*Queue, error) {
 // Run begins what an earlier server left and builds until ctx ends; then it
 // stops what is being built, which the next server begins again.
 func (q *Queue) Run(ctx context.Context) error {
+	return q.work(ctx, func(template.Pending) bool { return true })
+}
+
+// RunOnly is Run for one template's builds, in a process that is no server: those
+// of others are left to the next one.
+func (q *Queue) RunOnly(ctx context.Context, t template.ID) error {
+	return q.work(ctx, func(p template.Pending) bool { return p.Template == t })
+}
+
+func (q *Queue) work(ctx context.Context, ours func(template.Pending) bool) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
-	if err := q.recover(ctx); err != nil {
+	if err := q.recover(ctx, ours); err != nil {
 		return err
 	}
 	tick := time.NewTicker(expireEvery)
@@ -219,7 +245,7 @@ func (q *Queue) signal() {
 }
 
 // recover queues what was under way when the last server ended.
-func (q *Queue) recover(ctx context.Context) error {
+func (q *Queue) recover(ctx context.Context, ours func(template.Pending) bool) error {
 	q.expire(ctx)
 	if q.deps.Executor == nil {
 		return nil
@@ -235,9 +261,14 @@ func (q *Queue) recover(ctx context.Context) error {
 		queued[j.Build] = true // started through the API meanwhile
 	}
 	for _, p := range pending {
-		if !queued[p.Build] {
-			q.waiting = append(q.waiting, &job{Pending: p})
+		if queued[p.Build] || !ours(p) {
+			continue
 		}
+		j := &job{Pending: p}
+		if p.Cancelled {
+			j.ended = errCancelled
+		}
+		q.waiting = append(q.waiting, j)
 	}
 	return nil
 }
@@ -287,7 +318,8 @@ func (q *Queue) fairest() int {
 }
 
 // Cancel ends a build of the caller's team that is building, with the reason
-// "the build was cancelled". It returns at once; the state follows.
+// "the build was cancelled". It returns at once; the state follows, even when
+// the server is killed meanwhile.
 // errdefs.ErrFailedPrecondition when it is not being built here.
 func (q *Queue) Cancel(ctx context.Context, who identity.Principal, ref string, id template.BuildID) error {
 	_, b, err := q.Build(ctx, who, ref, id)
@@ -298,10 +330,14 @@ func (q *Queue) Cancel(ctx context.Context, who identity.Principal, ref string, 
 		b.Status, b.Reason, b.FinishedAt = template.Failed, "the build was cancelled before it was started", now()
 		return q.deps.Store.FinishBuild(ctx, b, who.KeyID)
 	}
-	// One that has ended may be among the running for a moment.
-	if b.Status != template.Building || !q.stop(func(j *job) bool { return j.Build == id }, errCancelled) {
+	err = q.deps.Store.CancelBuild(ctx, who.Team, b, who.KeyID)
+	if errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("build %q is not under way, its state is %s: %w", id, b.Status, errdefs.ErrFailedPrecondition)
 	}
+	if err != nil {
+		return err
+	}
+	q.stop(func(j *job) bool { return j.Build == id }, errCancelled) // another process ends it when it looks
 	q.deps.Log.InfoContext(ctx, "build cancelled", slog.String("build", string(id)), slog.String("by", who.KeyID))
 	return nil
 }
@@ -311,27 +347,25 @@ func (q *Queue) Forget(t template.ID) {
 	q.stop(func(j *job) bool { return j.Template == t }, errDeleted)
 }
 
-// stop ends jobs, and says whether there were any.
-func (q *Queue) stop(which func(*job) bool, cause error) bool {
+// stop ends jobs.
+func (q *Queue) stop(which func(*job) bool, cause error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	found := false
 	for _, j := range q.waiting {
 		if which(j) {
-			j.ended, found = cause, true
+			j.ended = cause
 		}
 	}
 	for _, j := range q.running {
 		if !which(j) {
 			continue
 		}
-		j.ended, found = cause, true
+		j.ended = cause
 		if j.cancel != nil {
 			j.cancel(cause)
 		}
 	}
 	q.signal()
-	return found
 }
 
 // now is the time as records hold it.

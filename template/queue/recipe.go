@@ -56,10 +56,13 @@ type kept struct {
 	Username string           `json:"username,omitempty"`
 	Password string           `json:"password,omitempty"`
 	Base     template.BuildID `json:"base,omitempty"`
-	Steps    []template.Step  `json:"steps,omitempty"`
-	Start    string           `json:"start,omitempty"`
-	Ready    string           `json:"ready,omitempty"`
-	Force    bool             `json:"force,omitempty"`
+	// Imported says that the build's record has its files already: only its
+	// commands are to be run.
+	Imported bool            `json:"imported,omitempty"`
+	Steps    []template.Step `json:"steps,omitempty"`
+	Start    string          `json:"start,omitempty"`
+	Ready    string          `json:"ready,omitempty"`
+	Force    bool            `json:"force,omitempty"`
 }
 
 // sealKind is what recipes are sealed as.

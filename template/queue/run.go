@@ -47,7 +47,7 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	after := context.WithoutCancel(ctx)
 	var w *journal
 	err = insist(ctx, func(context.Context) (err error) {
-		w, err = newJournal(after, q.deps.Store, j.Build, log)
+		w, err = newJournal(ctx, q.deps.Store, j.Build, log)
 		return err
 	})
 	if err != nil {
@@ -67,6 +67,13 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	if err != nil && ctx.Err() != nil && !decided {
 		w.line(template.Warn, "", errStopping.Error()+"; the build begins again with the next one")
 		w.close()
+		if j.counted { // it did not bring the server down
+			rctx, done := context.WithTimeout(after, finishTimeout)
+			defer done()
+			if err := q.deps.Store.RetractAttempt(rctx, j.Build); err != nil {
+				log.WarnContext(ctx, "a build's attempt counts although the server stopped in order", slog.Any("error", err))
+			}
+		}
 		return
 	}
 	if err == nil {
@@ -142,12 +149,13 @@ func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journa
 	if j.Attempts >= maxAttempts {
 		return a, fmt.Errorf("the server ended %d times while it was being built: %w", j.Attempts, errdefs.ErrAborted)
 	}
-	if j.Attempts > 0 {
+	if w.seq > 0 {
 		w.line(template.Warn, "", "the server was restarted; the build begins again")
 	}
 	if err := q.deps.Store.AttemptBuild(ctx, j.Build); err != nil {
 		return a, err
 	}
+	j.counted = true
 	k, err := q.unseal(j.Pending)
 	if err != nil {
 		return a, err
@@ -158,6 +166,14 @@ func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journa
 		Build: b.ID, Team: j.Team, Image: template.ImageSource{Ref: k.Image, Username: k.Username, Password: k.Password},
 		Start: k.Start, Ready: k.Ready, Resources: b.Resources, Force: k.Force,
 		Files: func(_ context.Context, hash string) (io.ReadCloser, error) { return q.deps.Files.Open(j.Team, hash) },
+	}
+	if k.Imported {
+		base, err := q.deps.Catalog.Build(ctx, b.ID)
+		if err != nil {
+			return a, &template.StepError{Err: fmt.Errorf("the files that were imported: %w", err)}
+		}
+		base.Status = template.Ready // as far as files go
+		p.Base = &base
 	}
 	if k.Base != "" {
 		base, err := q.deps.Catalog.Build(ctx, k.Base)

@@ -32,11 +32,18 @@ type Request struct {
 const (
 	imageSource    = "image "
 	templateSource = "template "
+	importSource   = "archive "
 )
 
-// FromRecipe says whether a build was begun with Start, by its team or for it.
+// FromRecipe says whether a build was begun with Start or Import, by its team or
+// for it.
 func FromRecipe(b template.Build) bool {
-	return strings.HasPrefix(b.Source, imageSource) || strings.HasPrefix(b.Source, templateSource)
+	for _, prefix := range []string{imageSource, templateSource, importSource} {
+		if strings.HasPrefix(b.Source, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 const (
@@ -218,15 +225,20 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 	if err != nil {
 		return err
 	}
-	q.mu.Lock()
-	if q.running[id] == nil && !slices.ContainsFunc(q.waiting, func(j *job) bool { return j.Build == id }) {
-		q.waiting = append(q.waiting, &job{Pending: template.Pending{Build: id, Template: b.Template, Team: who.Team, Sealed: sealed}})
-	}
-	q.mu.Unlock()
-	q.signal()
+	q.enqueue(template.Pending{Build: id, Template: b.Template, Team: who.Team, Sealed: sealed})
 	q.deps.Log.InfoContext(ctx, "build started", slog.String("build", string(id)), slog.String("template", string(b.Template)),
 		slog.String("team", string(who.Team)), slog.Int("steps", len(r.Steps)))
 	return nil
+}
+
+// enqueue gives a build that was begun its place.
+func (q *Queue) enqueue(p template.Pending) {
+	q.mu.Lock()
+	if q.running[p.Build] == nil && !slices.ContainsFunc(q.waiting, func(j *job) bool { return j.Build == p.Build }) {
+		q.waiting = append(q.waiting, &job{Pending: p})
+	}
+	q.mu.Unlock()
+	q.signal()
 }
 
 // Build returns a build of a template of the caller's team, whatever its state.

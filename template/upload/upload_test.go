@@ -3,14 +3,18 @@ package upload_test
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/template/upload"
 	"github.com/containerd/errdefs"
 )
@@ -23,7 +27,7 @@ var (
 func files(t *testing.T, space int64) (*upload.Files, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "uploads")
-	f, err := upload.Open(dir, space)
+	f, err := upload.Open(dir, upload.Limits{Space: space})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,3 +171,124 @@ func TestSweep(t *testing.T) {
 		t.Errorf("Sweep() left %v, %v, want the young file", left, err)
 	}
 }
+
+func limited(t *testing.T, l upload.Limits) *upload.Files {
+	t.Helper()
+	f, err := upload.Open(filepath.Join(t.TempDir(), "uploads"), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// One team cannot take the space of all.
+func TestShareOfATeam(t *testing.T) {
+	t.Parallel()
+	f := limited(t, upload.Limits{Space: 100, Team: 40})
+	put := func(team identity.TeamID, hash string, size int) error {
+		return f.Put(t.Context(), team, hash, strings.NewReader(strings.Repeat("x", size)), int64(size))
+	}
+	if err := put("t1", one, 30); err != nil {
+		t.Fatal(err)
+	}
+	err := put("t1", two, 20)
+	if e, ok := errors.AsType[*apierr.Error](err); !errdefs.IsResourceExhausted(err) || !ok || e.Limit != "template.upload_space_per_team" {
+		t.Errorf("Put() above the share = %v", err)
+	}
+	if err := put("t2", one, 40); err != nil {
+		t.Errorf("Put() of another team = %v", err)
+	}
+	if err := put("t3", one, 40); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("Put() above all space = %v", err)
+	}
+	// A team's own old files make room for its new ones, and no others do.
+	old := time.Now().Add(-7 * time.Hour)
+	for _, team := range []string{"t1", "t2"} {
+		if err := os.Chtimes(filepath.Join(f.Dir(), team, one), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := put("t1", two, 20); err != nil {
+		t.Errorf("Put() with an old file in the way = %v", err)
+	}
+	if ok, err := f.Has("t1", one); ok || err != nil {
+		t.Errorf("the old file is there: %v, %v", ok, err)
+	}
+	if ok, err := f.Has("t2", one); !ok || err != nil {
+		t.Errorf("another team's old file is gone: %v, %v", ok, err)
+	}
+}
+
+func TestSpool(t *testing.T) {
+	t.Parallel()
+	f := limited(t, upload.Limits{Space: 10, Team: 10})
+	left := func() (names []string) {
+		err := filepath.WalkDir(f.Dir(), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				names = append(names, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	s, err := f.Spool(t.Context(), "t1", strings.NewReader("archive"), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := make([]byte, 7); s.Size != 7 {
+		t.Errorf("Size = %d", s.Size)
+	} else if _, err := s.ReadAt(b, 0); err != nil || string(b) != "archive" {
+		t.Errorf("ReadAt() = %q, %v", b, err)
+	}
+	if names := left(); len(names) > 0 {
+		t.Errorf("a process that dies would leave %v", names)
+	}
+	// It is counted as long as it is there.
+	if err := f.Put(t.Context(), "t1", one, strings.NewReader("1234"), 4); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("Put() beside it = %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close() = %v", err)
+	}
+	for name, c := range map[string]struct {
+		team identity.TeamID
+		body string
+		size int64
+		is   func(error) bool
+	}{
+		"short":   {"t1", "abc", 4, errdefs.IsInvalidArgument},
+		"long":    {"t1", "abc", 2, errdefs.IsInvalidArgument},
+		"unknown": {"t1", "abc", -1, errdefs.IsInvalidArgument},
+		"large":   {"t1", "", 11, errdefs.IsResourceExhausted},
+		"team":    {"../t1", "abc", 3, errdefs.IsInvalidArgument},
+	} {
+		if s, err := f.Spool(t.Context(), c.team, strings.NewReader(c.body), c.size); !c.is(err) {
+			t.Errorf("%s: Spool() = %v, %v", name, s, err)
+		}
+	}
+	if names := left(); len(names) > 0 {
+		t.Errorf("left behind: %v", names)
+	}
+	if err := f.Put(t.Context(), "t1", one, strings.NewReader("0123456789"), 10); err != nil {
+		t.Errorf("Put() when all space is free again = %v", err)
+	}
+}
+
+// What the disk has no room for is refused before it is sent.
+func TestDiskIsAsked(t *testing.T) {
+	t.Parallel()
+	f := limited(t, upload.Limits{})
+	sent := false
+	_, err := f.Spool(t.Context(), "t1", readerFunc(func([]byte) (int, error) { sent = true; return 0, io.EOF }), 1<<60)
+	if !errors.Is(err, syscall.ENOSPC) || sent {
+		t.Errorf("Spool() = %v, and something was read: %v", err, sent)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
