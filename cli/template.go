@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,20 +43,23 @@ func (s *session) templateBuild() *cobra.Command {
 		Short: "Build a template from a Dockerfile, a caisson.toml, an image or a tar file",
 		Long: `Build a template. The server builds what --file, --from-image or --from-template says, inside a sandbox; each step is a line, with its time, or "cached".
 
-With --from-tar, and for the names base and code-interpreter-v1 without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages. A code-interpreter-v1 of this version is kept as it is without --no-cache.
+With --from-tar, and for the names of stock templates without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages, all of them with --stock. One of this version is kept as it is without --no-cache.
+` + s.stockList() + `
 
 Sandboxes that run keep the build they were started from, and until the new one is ready its name means the old one.`,
 		Example: `caisson template build mine
 caisson template build -f Dockerfile --name mine --no-cache
 caisson template build py --from-image python:3.13 --tag v2
 caisson template build code-interpreter-v1
+caisson template build --stock
 docker export box | caisson template build mine --from-tar -`,
-		Args: args("[name]"),
+		Args: args("[name]"), ValidArgsFunction: s.completeStock,
 	}
 	flags := s.configFlags(cmd, "log-level")
 	buildCommandFlags(cmd, b)
 	f := cmd.Flags()
 	f.StringVar(&b.fromTar, "from-tar", "", "tar file with the root file system; - for standard input")
+	f.BoolVar(&b.stock, "stock", false, "build all stock templates, each of which that is not there yet")
 	f.StringVar(&b.memory, "memory", "", "memory of its sandboxes, for example 2GiB")
 	f.StringVar(&b.disk, "disk", "", "disk of its sandboxes")
 	f.IntVar(&b.cpus, "cpus", 0, "number of CPUs of its sandboxes")
@@ -67,7 +71,13 @@ docker export box | caisson template build mine --from-tar -`,
 			}
 			b.name = got[0]
 		}
-		if b.overAPI() {
+		if b.stock {
+			if err := b.checkStock(cmd); err != nil {
+				return err
+			}
+			return s.buildStock(cmd.Context(), flags(), b)
+		}
+		if b.overAPI(s.isStock) {
 			return s.buildOverAPI(cmd.Context(), b)
 		}
 		return s.buildHere(cmd.Context(), flags(), b)
@@ -77,7 +87,7 @@ docker export box | caisson template build mine --from-tar -`,
 
 // buildHere builds into this machine's data directory.
 func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b *buildFlags) error {
-	if b.name == "" || b.fromTar == "" && !stockTemplate(b.name) {
+	if b.name == "" || b.fromTar == "" && !s.isStock(b.name) {
 		return usage(fmt.Errorf("there is nothing to build from: no %s here, and none of --file, --from-image, --from-template and --from-tar is given", strings.Join(recipeFiles(), " or ")))
 	}
 	l, err := s.load(flags)
@@ -94,7 +104,7 @@ func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b
 	if err := tarFile(&local); err != nil {
 		return err
 	}
-	p := s.newProgress()
+	p, begun := s.newProgress(), time.Now()
 	t, err := s.Local.BuildTemplate(ctx, l.Config, local, p.report)
 	p.end(err)
 	if err != nil {
@@ -104,7 +114,7 @@ func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b
 		return s.printJSON(t)
 	}
 	fmt.Fprintln(s.Out, t.ID)
-	s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(b.name), quoted(b.name))
+	s.stockDone(b, t, begun)
 	return nil
 }
 
