@@ -143,6 +143,21 @@ func (c *Catalog) Build(ctx context.Context, id BuildID) (Build, error) {
 	return c.located(b, string(b.Template), string(b.Template))
 }
 
+// Lock returns the template that a reference means, its build, and what was
+// recorded when the build's image was made. Errors are Resolve's, and
+// errdefs.ErrNotFound for an image without a record: one that a recipe made.
+func (c *Catalog) Lock(ctx context.Context, team identity.TeamID, ref string) (Template, Build, Manifest, error) {
+	t, b, err := c.Resolve(ctx, team, ref)
+	if err != nil {
+		return Template{}, Build{}, Manifest{}, err
+	}
+	m, err := LoadManifest(c.images, b.Rootfs.Digest)
+	if err != nil {
+		return t, b, Manifest{}, fmt.Errorf("packages of template %q: %w", ref, err)
+	}
+	return t, b, m, nil
+}
+
 // located sets the path of a build's image: recorded ones are wrong once the
 // data directory has moved.
 func (c *Catalog) located(b Build, ref, name string) (Build, error) {

@@ -1003,6 +1003,37 @@ type Template struct {
 	UpdatedAt    time.Time  `json:"updatedAt"`
 }
 
+// TemplateLock defines model for TemplateLock.
+type TemplateLock struct {
+	BuildID   string    `json:"buildID"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// DataBytes The sum of the lengths of all files.
+	DataBytes int64 `json:"dataBytes"`
+	Files     int   `json:"files"`
+
+	// Npm The version of npm, where it is not Debian's.
+	Npm      string            `json:"npm,omitempty"`
+	Packages []TemplatePackage `json:"packages"`
+
+	// Recipe The digest of what was asked for; absent for a tar file.
+	Recipe       string `json:"recipe,omitempty"`
+	RootfsBytes  int64  `json:"rootfsBytes"`
+	RootfsDigest string `json:"rootfsDigest"`
+
+	// Source For example "debian bookworm".
+	Source     string   `json:"source"`
+	TemplateID string   `json:"templateID"`
+	Warnings   []string `json:"warnings,omitempty"`
+}
+
+// TemplatePackage defines model for TemplatePackage.
+type TemplatePackage struct {
+	Arch    string `json:"arch"`
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
 // Usage defines model for Usage.
 type Usage struct {
 	// CpuLimitSeconds CPUs times time.
@@ -1295,6 +1326,9 @@ type ServerInterface interface {
 	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
 	// (POST /templates/{id}/builds/{build}/cancel)
 	CancelBuild(w http.ResponseWriter, r *http.Request, id ID, build string)
+	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// (GET /templates/{id}/lock)
+	GetTemplateLock(w http.ResponseWriter, r *http.Request, id ID)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
@@ -2326,6 +2360,32 @@ func (siw *ServerInterfaceWrapper) CancelBuild(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// GetTemplateLock operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateLock(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateLock(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetUsage operation middleware
 func (siw *ServerInterfaceWrapper) GetUsage(w http.ResponseWriter, r *http.Request) {
 
@@ -2534,6 +2594,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/keys/{id}", wrapper.DeleteKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates", wrapper.ListTemplates)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/lock", wrapper.GetTemplateLock)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/{id}/builds/{build}/cancel", wrapper.CancelBuild)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/budget", wrapper.PutBudget)
@@ -3941,6 +4002,45 @@ func (response CancelBuilddefaultJSONResponse) VisitCancelBuildResponse(w http.R
 	return err
 }
 
+type GetTemplateLockRequestObject struct {
+	Id ID `json:"id"`
+}
+
+type GetTemplateLockResponseObject interface {
+	VisitGetTemplateLockResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateLock200JSONResponse TemplateLock
+
+func (response GetTemplateLock200JSONResponse) VisitGetTemplateLockResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateLockdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTemplateLockdefaultJSONResponse) VisitGetTemplateLockResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetUsageRequestObject struct {
 	Params GetUsageParams
 }
@@ -4078,6 +4178,9 @@ type StrictServerInterface interface {
 	// CancelBuild End a build that waits or is being built; its state becomes error soon. 409 when it has ended. Builds are made over E2B's routes.
 	// (POST /templates/{id}/builds/{build}/cancel)
 	CancelBuild(ctx context.Context, request CancelBuildRequestObject) (CancelBuildResponseObject, error)
+	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// (GET /templates/{id}/lock)
+	GetTemplateLock(ctx context.Context, request GetTemplateLockRequestObject) (GetTemplateLockResponseObject, error)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
@@ -5030,6 +5133,32 @@ func (sh *strictHandler) CancelBuild(w http.ResponseWriter, r *http.Request, id 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CancelBuildResponseObject); ok {
 		if err := validResponse.VisitCancelBuildResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateLock operation middleware
+func (sh *strictHandler) GetTemplateLock(w http.ResponseWriter, r *http.Request, id ID) {
+	var request GetTemplateLockRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateLock(ctx, request.(GetTemplateLockRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateLock")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateLockResponseObject); ok {
+		if err := validResponse.VisitGetTemplateLockResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
