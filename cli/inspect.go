@@ -25,7 +25,7 @@ func (s *session) templateInspect() *cobra.Command {
 
 With --lock, show what exactly its current build is made of instead: every package with its version and, with --json, the digest of the image. A stock template that is built again of the same packages has the same digest.`,
 		Example: "caisson template inspect mine\ncaisson template inspect mine --json\ncaisson template inspect dev --lock --json > dev.lock.json",
-		Args:    args("<template>"),
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
 			if lock {
 				return s.showLock(ctx, c, got[0], asJSON)
@@ -105,7 +105,7 @@ func (s *session) templatePublish() *cobra.Command {
 		Use:     "publish <template>",
 		Short:   "Let other teams of the server create sandboxes of a template",
 		Example: "caisson template publish mine\ncaisson template publish mine --private",
-		Args:    args("<template>"),
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
 			if err := c.PublishTemplate(ctx, got[0], !private); err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caisson-dev/caisson/cli/terminal"
 	"github.com/caisson-dev/caisson/client"
 	"github.com/caisson-dev/caisson/config"
 )
@@ -181,13 +182,34 @@ func (s *session) templateList() *cobra.Command {
 	return cmd
 }
 
+// completeTemplate offers the names of templates, once.
+func (s *session) completeTemplate(cmd *cobra.Command, got []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := s.connect()
+	if err != nil || len(got) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	all, err := c.Templates(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, t := range all {
+		for _, name := range t.Names {
+			out = append(out, terminal.Text(name)+"\t"+terminal.Text(t.Source))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
 func (s *session) templateDelete() *cobra.Command {
 	return &cobra.Command{
 		Use:     "delete <template>",
 		Aliases: []string{"rm"},
 		Short:   "Delete a template that no live sandbox is based on",
 		Example: "caisson template delete mine",
-		Args:    args("<template>"),
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
 			if err := c.DeleteTemplate(ctx, got[0]); err != nil {
 				return err
