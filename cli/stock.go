@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -68,24 +69,39 @@ type stockResult struct {
 	Error       string `json:"error,omitempty"`
 }
 
-// checkStock refuses what goes with one template only.
-func (b *buildFlags) checkStock(cmd *cobra.Command) error {
+// checkStock refuses what stock templates do not have.
+func (s *session) checkStock(cmd *cobra.Command, b *buildFlags) error {
 	for _, name := range []string{
-		"name", "tag", "file", "context", "from-image", "from-template", "from-tar", "build-arg", "start", "ready",
+		"tag", "file", "context", "from-image", "from-template", "from-tar", "build-arg", "start", "ready",
 		"memory", "disk", "cpus", "registry-user", "registry-password-file",
 	} {
 		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
-			return usage(fmt.Errorf("--stock builds all stock templates as they are: leave out --%s", name))
+			return usage(fmt.Errorf("--stock builds stock templates as they are: leave out --%s", name))
 		}
 	}
-	if b.name != "" {
-		return usage(errors.New("--stock builds all stock templates: give no name, or leave it out to build that one"))
+	if b.name != "" && !s.isStock(b.name) {
+		return usage(fmt.Errorf("there is no stock template %s; there are:%s", quoted(b.name), s.stockList()))
 	}
 	return nil
 }
 
-// buildStock builds every stock template, one after the other; one that fails
-// does not keep the others from being built.
+// checkName refuses a name that could mean the stock template or the recipe that
+// lies here.
+func (s *session) checkName(b *buildFlags) error {
+	if b.fromTar != "" || b.file != "" || b.image != "" || b.template != "" || !s.isStock(b.name) {
+		return nil
+	}
+	for _, f := range recipeFiles() {
+		if _, err := os.Stat(f); err == nil {
+			return usage(fmt.Errorf("%s is a stock template, and there is a %s here: say --stock, or --file %s", quoted(b.name), f, f))
+		}
+	}
+	return nil
+}
+
+// buildStock builds the stock template that is named or, without a name, every
+// one, one after the other; one that fails does not keep the others from being
+// built.
 func (s *session) buildStock(ctx context.Context, flags map[string]config.Flag, b *buildFlags) error {
 	l, err := s.load(flags)
 	if err != nil {
@@ -97,6 +113,9 @@ func (s *session) buildStock(ctx context.Context, flags map[string]config.Flag, 
 	results := []stockResult{}
 	var failed []error
 	for _, t := range s.Local.Stock {
+		if b.name != "" && t.Name != b.name {
+			continue
+		}
 		r, err := s.buildStockOne(ctx, l.Config, t.Name, b.noCache)
 		results = append(results, r)
 		if err != nil {

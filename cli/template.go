@@ -44,7 +44,7 @@ func (s *session) templateBuild() *cobra.Command {
 		Short: "Build a template from a Dockerfile, a caisson.toml, an image or a tar file",
 		Long: `Build a template. The server builds what --file, --from-image or --from-template says, inside a sandbox; each step is a line, with its time, or "cached".
 
-With --from-tar, and for the names of stock templates without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages, all of them with --stock. One of this version is kept as it is without --no-cache.
+With --from-tar, and for the names of stock templates without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages, all of them with --stock. One of this version is kept as it is without --no-cache, and so is a template of your own with such a name.
 ` + s.stockList() + `
 
 Sandboxes that run keep the build they were started from, and until the new one is ready its name means the old one.`,
@@ -52,7 +52,7 @@ Sandboxes that run keep the build they were started from, and until the new one 
 caisson template build -f Dockerfile --name mine --no-cache
 caisson template build py --from-image python:3.13 --tag v2
 caisson template build code-interpreter-v1
-caisson template build --stock
+caisson template build --stock dev
 docker export box | caisson template build mine --from-tar -`,
 		Args: args("[name]"), ValidArgsFunction: s.completeStock,
 	}
@@ -60,7 +60,7 @@ docker export box | caisson template build mine --from-tar -`,
 	buildCommandFlags(cmd, b)
 	f := cmd.Flags()
 	f.StringVar(&b.fromTar, "from-tar", "", "tar file with the root file system; - for standard input")
-	f.BoolVar(&b.stock, "stock", false, "build all stock templates, each of which that is not there yet")
+	f.BoolVar(&b.stock, "stock", false, "build the stock template that is named, or all of them")
 	f.StringVar(&b.memory, "memory", "", "memory of its sandboxes, for example 2GiB")
 	f.StringVar(&b.disk, "disk", "", "disk of its sandboxes")
 	f.IntVar(&b.cpus, "cpus", 0, "number of CPUs of its sandboxes")
@@ -73,10 +73,13 @@ docker export box | caisson template build mine --from-tar -`,
 			b.name = got[0]
 		}
 		if b.stock {
-			if err := b.checkStock(cmd); err != nil {
+			if err := s.checkStock(cmd, b); err != nil {
 				return err
 			}
 			return s.buildStock(cmd.Context(), flags(), b)
+		}
+		if err := s.checkName(b); err != nil {
+			return err
 		}
 		if b.overAPI(s.isStock) {
 			return s.buildOverAPI(cmd.Context(), b)

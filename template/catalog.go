@@ -44,15 +44,6 @@ func (c *Catalog) EnsureBase(ctx context.Context, o BaseOptions) (Template, Buil
 	return c.EnsureStock(ctx, BaseName, o)
 }
 
-// current says whether a build of base need not be made again.
-func (c *Catalog) current(b Build, o BaseOptions) bool {
-	m, err := LoadManifest(c.images, b.Rootfs.Digest)
-	if err != nil {
-		return false
-	}
-	return m.Recipe == "" || m.Recipe == newRecipe(o).key()
-}
-
 // BuildTar makes a template of a tar stream, or a new build of the team's own
 // template of that name. Only a plain name is allowed.
 func (c *Catalog) BuildTar(ctx context.Context, team identity.TeamID, name string, r io.Reader, o TarOptions) (Template, Build, error) {

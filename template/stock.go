@@ -47,7 +47,9 @@ func StockTemplate(name string) (Stock, error) {
 	return Stock{}, fmt.Errorf("there is no stock template %q: %w", name, errdefs.ErrNotFound)
 }
 
-// EnsureStock is EnsureBase for any stock template.
+// EnsureStock is EnsureBase for any stock template. A template that the team has
+// made of a recipe or a snapshot under that name is its own affair: it is returned
+// as it is, and errdefs.ErrAlreadyExists with o.Force.
 func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (Template, Build, error) {
 	s, err := StockTemplate(name)
 	if err != nil {
@@ -60,14 +62,17 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 	}
 	o.hooks, o.bare, o.room = s.hooks, s.bare, s.room
 	o = o.withDefaults()
-	if !o.Force {
-		t, b, err := c.Resolve(ctx, identity.DefaultTeam, name)
-		if err == nil && c.current(b, o) {
-			return t, b, nil
-		}
-		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-			return Template{}, Build{}, err
-		}
+	t, b, err := c.Resolve(ctx, identity.DefaultTeam, name)
+	switch {
+	case errdefs.IsNotFound(err), errdefs.IsFailedPrecondition(err):
+	case err != nil:
+		return Template{}, Build{}, err
+	case t.Team != identity.DefaultTeam: // public, and stays theirs
+	case c.own(t, b) && o.Force:
+		return Template{}, Build{}, fmt.Errorf("template %q was not built from packages but by its team: delete it, to have the stock template of that name: %w",
+			name, errdefs.ErrAlreadyExists)
+	case c.own(t, b), !o.Force && c.current(s, b, o):
+		return t, b, nil
 	}
 	started := time.Now()
 	built, err := BuildBase(ctx, c.images, o)
@@ -79,4 +84,29 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 		Source: built.Manifest.Source, Rootfs: built.Rootfs, Resources: s.Resources,
 		User: built.User, Workdir: built.Workdir, Env: built.Env, Start: s.Start, Ready: s.Ready,
 	})
+}
+
+// own says whether a template under a stock template's name is one that the team
+// has made itself, of a recipe or a snapshot: there are no notes on its files.
+func (c *Catalog) own(t Template, b Build) bool {
+	_, err := LoadManifest(c.images, b.Rootfs.Digest)
+	return t.Kind == KindSnapshot || errdefs.IsNotFound(err)
+}
+
+// current says whether a build of a stock template need not be made again. One of
+// a tar file is the operator's choice.
+func (c *Catalog) current(s Stock, b Build, o BaseOptions) bool {
+	m, err := LoadManifest(c.images, b.Rootfs.Digest)
+	if err != nil {
+		return false
+	}
+	if m.Recipe == "" {
+		return true
+	}
+	for k, v := range s.Env {
+		if b.Env[k] != v {
+			return false
+		}
+	}
+	return m.Recipe == newRecipe(o).key() && b.Start == s.Start && b.Ready == s.Ready
 }
