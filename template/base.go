@@ -238,6 +238,9 @@ func (b baseBuild) write(ctx context.Context, out *os.File, packages []string, n
 			return err
 		}
 	}
+	if err := fixKeystore(w); err != nil {
+		return err
+	}
 	if err := finaliseBase(w, b.BaseOptions); err != nil {
 		return err
 	}
