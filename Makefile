@@ -49,7 +49,7 @@ soak: build ## 10,000 lives of sandboxes while server, engine and sandboxes are 
 	$(GO) run ./test/soak --data "$(CURDIR)/.cache/test-data" $(SOAK)
 
 .PHONY: stock
-stock: build ## build every stock template and use each for what it is for; about 15 minutes (STOCK_REBUILD=base,dev compares two builds)
+stock: build ## build every stock template and use each for what it is for; about 20 minutes (STOCK_REBUILD=base,dev compares two builds)
 	@./scripts/stock.sh
 
 .PHONY: lint
