@@ -48,6 +48,10 @@ soak: build ## 10,000 lives of sandboxes while server, engine and sandboxes are 
 	bin/caisson init --data .cache/test-data
 	$(GO) run ./test/soak --data "$(CURDIR)/.cache/test-data" $(SOAK)
 
+.PHONY: stock
+stock: build ## build every stock template and use each for what it is for; about 20 minutes (STOCK_REBUILD=base,dev compares two builds)
+	@./scripts/stock.sh
+
 .PHONY: lint
 lint: ## format check, go vet, golangci-lint with the import rules
 	@./scripts/lint.sh

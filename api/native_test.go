@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/caisson-dev/caisson/egress"
+	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/template"
 )
 
 type nativeBox struct {
@@ -136,6 +138,27 @@ func TestNativeRefusals(t *testing.T) {
 	c := s.create(t, nil)
 	s.call(t, "POST", "/native/v1"+c.path("/timeout"), map[string]any{}).wants(t, "no timeout", 400, "timeoutSeconds: must be given")
 	s.call(t, "GET", c.path(""), nil).wants(t, "after it", 200, "")
+}
+
+// TestTemplateLock tells the team what its template is made of, where that is
+// known, and other teams nothing.
+func TestTemplateLock(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	r := s.call(t, "GET", "/native/v1/templates/base/lock", nil)
+	r.wants(t, "lock", 200, `{"arch":"amd64","name":"bash","version":"5.2"}`)
+	r.wants(t, "lock", 200, `"npm":"10.9.4"`)
+	now := time.Now()
+	private := template.Template{ID: "made0000000000000000", Team: identity.DefaultTeam, Names: []string{"made"}, CreatedAt: now, UpdatedAt: now}
+	build := template.Build{ID: "00000000-0000-4000-8000-00000000abcd", Template: private.ID, Status: template.Ready, CreatedAt: now, FinishedAt: now}
+	if err := s.store.PutTemplate(t.Context(), private, build); err != nil {
+		t.Fatal(err)
+	}
+	s.call(t, "GET", "/native/v1/templates/made/lock", nil).wants(t, "lock of a recipe's", 404, "was not recorded")
+	s.callAs(t, s.other, "GET", "/native/v1/templates/made/lock", nil).wants(t, "lock of another team's", 404, "doesn't exist")
+	for _, name := range []string{"nosuch", "a%20b"} {
+		s.call(t, "GET", "/native/v1/templates/"+name+"/lock", nil).wants(t, "lock of "+name, 404, "doesn't exist")
+	}
 }
 
 func TestStatusSpecAndCheck(t *testing.T) {

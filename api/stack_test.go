@@ -128,6 +128,21 @@ func (t templates) Builds(ctx context.Context, team identity.TeamID, ref string)
 	return t.ListBuilds(ctx, found.ID)
 }
 
+// Lock knows what base is made of, and of no other.
+func (t templates) Lock(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, template.Manifest, error) {
+	found, b, err := t.Resolve(ctx, team, ref)
+	if err != nil {
+		return template.Template{}, template.Build{}, template.Manifest{}, err
+	}
+	if found.Names[0] != "base" {
+		return found, b, template.Manifest{}, fmt.Errorf("no notes: %w", errdefs.ErrNotFound)
+	}
+	return found, b, template.Manifest{
+		Recipe: "abc", Source: "debian bookworm", NPM: "10.9.4", Files: 2, DataBytes: 30,
+		Packages: []template.Package{{Name: "bash", Version: "5.2", Arch: "amd64"}},
+	}, nil
+}
+
 func (t templates) Delete(ctx context.Context, team identity.TeamID, ref string) error {
 	found, err := t.GetTemplate(ctx, team, ref)
 	if err != nil {

@@ -29,6 +29,7 @@ type buildFlags struct {
 	tags, args            []string
 	start, ready          string
 	noCache, asJSON       bool
+	stock                 bool
 	memory, disk, fromTar string
 	cpus                  int
 }
@@ -44,14 +45,14 @@ func recipeFiles() []string { return []string{"caisson.toml", "Dockerfile"} }
 
 // overAPI says whether a build is one that the server does. The others are of
 // this machine's data directory.
-func (b *buildFlags) overAPI() bool {
+func (b *buildFlags) overAPI(isStock func(string) bool) bool {
 	if b.fromTar != "" {
 		return false
 	}
 	if b.file != "" || b.image != "" || b.template != "" {
 		return true
 	}
-	if stockTemplate(b.name) {
+	if isStock(b.name) {
 		return false
 	}
 	for _, f := range recipeFiles() {
@@ -71,10 +72,6 @@ const (
 	stepBase     = "base"
 	stepFinalize = "finalize"
 )
-
-// stockTemplate says whether a name is that of a template which is built from
-// packages.
-func stockTemplate(name string) bool { return name == "base" || name == "code-interpreter-v1" }
 
 // spec reads the recipe and puts what flags say over it.
 func (b *buildFlags) spec() (recipe.Spec, error) {

@@ -53,6 +53,8 @@ type Local struct {
 	Checks func(cfg config.Config) []doctor.Check
 	// BuildTemplate builds a template into the data directory.
 	BuildTemplate func(ctx context.Context, cfg config.Config, b TemplateBuild, p Progress) (client.Template, error)
+	// Stock are the templates that BuildTemplate builds from packages.
+	Stock []StockTemplate
 	// CreateKey, ListKeys and RevokeKey act on the data directory, for teams
 	// other than that of the caller's key.
 	CreateKey func(ctx context.Context, cfg config.Config, team, name string) (client.Key, error)

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -70,8 +71,16 @@ func pretended() cli.Local {
 		},
 		BuildTemplate: func(_ context.Context, _ config.Config, b cli.TemplateBuild, p cli.Progress) (client.Template, error) {
 			p("pack "+b.Name, "")
-			return client.Template{ID: "t1", Names: []string{b.Name}, Source: b.FromTar, Resources: b.Resources}, nil
+			t := client.Template{ID: "t1", Names: []string{b.Name}, Source: b.FromTar, Resources: b.Resources, RootfsBytes: 3 << 20, UpdatedAt: time.Now()}
+			switch {
+			case b.Name == "bad":
+				return t, errors.New("no mirror answers")
+			case b.Name == "old" && !b.Force:
+				t.UpdatedAt = time.Unix(1e9, 0)
+			}
+			return t, nil
 		},
+		Stock: []cli.StockTemplate{{Name: "base", About: "for most"}, {Name: "old", About: "was built before"}, {Name: "bad", About: "cannot be built"}, {Name: "dev", About: "compilers"}},
 		CreateKey: func(_ context.Context, _ config.Config, team, name string) (client.Key, error) {
 			return client.Key{ID: "k9", Name: name, Team: team, Key: "e2b_local"}, nil
 		},

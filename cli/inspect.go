@@ -17,13 +17,19 @@ import (
 )
 
 func (s *session) templateInspect() *cobra.Command {
-	var asJSON bool
+	var asJSON, lock bool
 	cmd := &cobra.Command{
-		Use:     "inspect <template>",
-		Short:   "Show a template with its tags and builds",
-		Example: "caisson template inspect mine\ncaisson template inspect mine --json",
-		Args:    args("<template>"),
+		Use:   "inspect <template>",
+		Short: "Show a template with its tags and builds, or what it is made of",
+		Long: `Show a template with its tags and builds.
+
+With --lock, show what exactly its current build is made of instead: every package with its version and, with --json, the digest of the image. A stock template that is built again of the same packages has the same digest.`,
+		Example: "caisson template inspect mine\ncaisson template inspect mine --json\ncaisson template inspect dev --lock --json > dev.lock.json",
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
+			if lock {
+				return s.showLock(ctx, c, got[0], asJSON)
+			}
 			t, err := c.Template(ctx, got[0])
 			if err != nil {
 				return err
@@ -42,7 +48,26 @@ func (s *session) templateInspect() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVarP(&asJSON, "json", "j", false, "print JSON")
+	cmd.Flags().BoolVar(&lock, "lock", false, "show the packages with their versions")
 	return cmd
+}
+
+func (s *session) showLock(ctx context.Context, c *connection, ref string, asJSON bool) error {
+	l, err := c.TemplateLock(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return s.printJSON(l)
+	}
+	var rows [][]string
+	if l.NPM != "" {
+		rows = append(rows, []string{"npm", l.NPM, "(its own)"})
+	}
+	for _, p := range l.Packages {
+		rows = append(rows, []string{p.Name, p.Version, p.Arch})
+	}
+	return s.table([]string{"PACKAGE", "VERSION", "ARCH"}, rows)
 }
 
 func (s *session) showTemplate(t client.TemplateDetail, tags []client.TemplateTag) error {
@@ -80,7 +105,7 @@ func (s *session) templatePublish() *cobra.Command {
 		Use:     "publish <template>",
 		Short:   "Let other teams of the server create sandboxes of a template",
 		Example: "caisson template publish mine\ncaisson template publish mine --private",
-		Args:    args("<template>"),
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
 			if err := c.PublishTemplate(ctx, got[0], !private); err != nil {
 				return err

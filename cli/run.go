@@ -66,7 +66,7 @@ caisson run --out charts -c 'import matplotlib.pyplot as plt; plt.plot([1, 4, 9]
 			return s.oneShot(ctx, c, create, f, co, got, out)
 		}),
 	}
-	create.add(cmd)
+	create.add(s, cmd)
 	f.add(cmd)
 	co.add(cmd)
 	p.add(cmd)

@@ -37,9 +37,12 @@ type createFlags struct {
 	offline                bool
 }
 
-func (f *createFlags) add(cmd *cobra.Command) {
+func (f *createFlags) add(s *session, cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.template, "template", "", "template to start from (default base)")
+	_ = cmd.RegisterFlagCompletionFunc("template", func(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) { // the flag is there
+		return s.completeTemplate(cmd, nil, typed)
+	})
 	fl.StringVar(&f.memory, "memory", "", "memory, for example 2GiB")
 	fl.StringVar(&f.disk, "disk", "", "disk, for example 10GiB")
 	fl.IntVar(&f.cpus, "cpus", 0, "virtual CPUs")
@@ -145,7 +148,7 @@ caisson sandbox create work --preset pypi --json | jq -r .sandbox_id`,
 			return err
 		}),
 	}
-	f.add(cmd)
+	f.add(s, cmd)
 	life.add(cmd)
 	cmd.Flags().IntVarP(&ttl, "ttl", "t", defaultTTL, "minutes to live")
 	cmd.Flags().StringVar(&key, "idempotency-key", "", "1 to 255 printable ASCII characters that name this create, so that repeating it is harmless")

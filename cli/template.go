@@ -7,9 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/caisson-dev/caisson/cli/terminal"
 	"github.com/caisson-dev/caisson/client"
 	"github.com/caisson-dev/caisson/config"
 )
@@ -42,20 +44,23 @@ func (s *session) templateBuild() *cobra.Command {
 		Short: "Build a template from a Dockerfile, a caisson.toml, an image or a tar file",
 		Long: `Build a template. The server builds what --file, --from-image or --from-template says, inside a sandbox; each step is a line, with its time, or "cached".
 
-With --from-tar, and for the names base and code-interpreter-v1 without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages. A code-interpreter-v1 of this version is kept as it is without --no-cache.
+With --from-tar, and for the names of stock templates without any of those, it is built in this machine's data directory instead: the stock templates from Debian packages, all of them with --stock. One of this version is kept as it is without --no-cache, and so is a template of your own with such a name.
+` + s.stockList() + `
 
 Sandboxes that run keep the build they were started from, and until the new one is ready its name means the old one.`,
 		Example: `caisson template build mine
 caisson template build -f Dockerfile --name mine --no-cache
 caisson template build py --from-image python:3.13 --tag v2
 caisson template build code-interpreter-v1
+caisson template build --stock dev
 docker export box | caisson template build mine --from-tar -`,
-		Args: args("[name]"),
+		Args: args("[name]"), ValidArgsFunction: s.completeStock,
 	}
 	flags := s.configFlags(cmd, "log-level")
 	buildCommandFlags(cmd, b)
 	f := cmd.Flags()
 	f.StringVar(&b.fromTar, "from-tar", "", "tar file with the root file system; - for standard input")
+	f.BoolVar(&b.stock, "stock", false, "build the stock template that is named, or all of them")
 	f.StringVar(&b.memory, "memory", "", "memory of its sandboxes, for example 2GiB")
 	f.StringVar(&b.disk, "disk", "", "disk of its sandboxes")
 	f.IntVar(&b.cpus, "cpus", 0, "number of CPUs of its sandboxes")
@@ -67,7 +72,16 @@ docker export box | caisson template build mine --from-tar -`,
 			}
 			b.name = got[0]
 		}
-		if b.overAPI() {
+		if b.stock {
+			if err := s.checkStock(cmd, b); err != nil {
+				return err
+			}
+			return s.buildStock(cmd.Context(), flags(), b)
+		}
+		if err := s.checkName(b); err != nil {
+			return err
+		}
+		if b.overAPI(s.isStock) {
 			return s.buildOverAPI(cmd.Context(), b)
 		}
 		return s.buildHere(cmd.Context(), flags(), b)
@@ -77,7 +91,7 @@ docker export box | caisson template build mine --from-tar -`,
 
 // buildHere builds into this machine's data directory.
 func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b *buildFlags) error {
-	if b.name == "" || b.fromTar == "" && !stockTemplate(b.name) {
+	if b.name == "" || b.fromTar == "" && !s.isStock(b.name) {
 		return usage(fmt.Errorf("there is nothing to build from: no %s here, and none of --file, --from-image, --from-template and --from-tar is given", strings.Join(recipeFiles(), " or ")))
 	}
 	l, err := s.load(flags)
@@ -94,7 +108,7 @@ func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b
 	if err := tarFile(&local); err != nil {
 		return err
 	}
-	p := s.newProgress()
+	p, begun := s.newProgress(), time.Now()
 	t, err := s.Local.BuildTemplate(ctx, l.Config, local, p.report)
 	p.end(err)
 	if err != nil {
@@ -104,7 +118,7 @@ func (s *session) buildHere(ctx context.Context, flags map[string]config.Flag, b
 		return s.printJSON(t)
 	}
 	fmt.Fprintln(s.Out, t.ID)
-	s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(b.name), quoted(b.name))
+	s.stockDone(b, t, begun)
 	return nil
 }
 
@@ -171,13 +185,34 @@ func (s *session) templateList() *cobra.Command {
 	return cmd
 }
 
+// completeTemplate offers the names of templates, once.
+func (s *session) completeTemplate(cmd *cobra.Command, got []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := s.connect()
+	if err != nil || len(got) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+	defer cancel()
+	all, err := c.Templates(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, t := range all {
+		for _, name := range t.Names {
+			out = append(out, terminal.Text(name)+"\t"+terminal.Text(t.Source))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
 func (s *session) templateDelete() *cobra.Command {
 	return &cobra.Command{
 		Use:     "delete <template>",
 		Aliases: []string{"rm"},
 		Short:   "Delete a template that no live sandbox is based on",
 		Example: "caisson template delete mine",
-		Args:    args("<template>"),
+		Args:    args("<template>"), ValidArgsFunction: s.completeTemplate,
 		RunE: s.command(func(ctx context.Context, c *connection, got []string) error {
 			if err := c.DeleteTemplate(ctx, got[0]); err != nil {
 				return err

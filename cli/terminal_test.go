@@ -249,6 +249,8 @@ func TestCompletion(t *testing.T) {
 		{"sandbox pause ", "box-one\t", "box-two"},
 		{"sandbox resume ", "box-two\t", "box-one"},
 		{"sandbox create x --on-timeout ", "pause\t", "box-one"},
+		{"template inspect ", "base\tdebian bookworm", "box-one"},
+		{"sandbox create x --template ", "base\t", "box-one"},
 		{"pool ", "status\t", "box-one"},
 		{"pool status ", ":4", "box-one"},
 		{"pool status --", "--watch\t", "box-one"},

@@ -103,6 +103,40 @@ func (c *Client) Templates(ctx context.Context) ([]Template, error) {
 	return t, err
 }
 
+// TemplateLock is what exactly a build of a template is made of.
+type TemplateLock struct {
+	TemplateID   string `json:"templateID"`
+	BuildID      string `json:"buildID"`
+	RootfsDigest string `json:"rootfsDigest"`
+	RootfsBytes  int64  `json:"rootfsBytes"`
+	Source       string `json:"source"`
+	// Recipe is the digest of what was asked for, empty for a tar file.
+	Recipe string `json:"recipe,omitempty"`
+	// NPM is the version of npm, where it is not Debian's.
+	NPM       string    `json:"npm,omitempty"`
+	CreatedAt time.Time `json:"createdAt"`
+	Files     int       `json:"files"`
+	// DataBytes is the sum of the lengths of all files.
+	DataBytes int64             `json:"dataBytes"`
+	Warnings  []string          `json:"warnings,omitempty"`
+	Packages  []TemplatePackage `json:"packages"`
+}
+
+// TemplatePackage is one package of a template.
+type TemplatePackage struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Arch    string `json:"arch"`
+}
+
+// TemplateLock tells what the current build of a template, by id or name, is made
+// of; errdefs.ErrNotFound where that was not recorded.
+func (c *Client) TemplateLock(ctx context.Context, ref string) (TemplateLock, error) {
+	var l TemplateLock
+	err := c.do(ctx, request{method: http.MethodGet, path: "/templates/" + url.PathEscape(ref) + "/lock", out: &l})
+	return l, err
+}
+
 // DeleteTemplate deletes a template by id or name; errdefs.ErrConflict while
 // live sandboxes are based on it.
 func (c *Client) DeleteTemplate(ctx context.Context, ref string) error {

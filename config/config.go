@@ -196,7 +196,7 @@ func Defaults(env Environ) Config {
 			UploadMax: 2 << 30, UploadSpace: 20 << 30, UploadTeam: 10 << 30, UploadKeep: 7 * 24 * time.Hour,
 		},
 		Build: Build{
-			Egress:  []string{"alpine", "conda", "crates", "debian", "go", "npm", "pypi", "rubygems", "ubuntu"},
+			Egress:  []string{"alpine", "arch", "conda", "crates", "debian", "fedora", "go", "npm", "pypi", "rhel", "rubygems", "ubuntu"},
 			Timeout: 2 * time.Hour, StepTimeout: time.Hour, ReadyTimeout: 10 * time.Minute,
 			MemoryMiB: 1024, LogBytes: 16 << 20, ArchiveBytes: 16 << 30, CacheMiB: 20 << 10, CacheKeep: 14 * 24 * time.Hour,
 		},

@@ -234,3 +234,44 @@ func digest(t testing.TB, f *os.File) string {
 	}
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
+
+// TestOverwrite: the image is the one that has the new content from the beginning,
+// and nothing of the old one is left in it.
+func TestOverwrite(t *testing.T) {
+	t.Parallel()
+	build := func(name, body, then string) *os.File {
+		f := tempImage(t)
+		w, err := erofs.NewWriter(f, erofs.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []erofs.File{
+			{Path: name, Mode: 0o644, Data: []byte(body)}, {Path: "link", Mode: fs.ModeSymlink, Target: name}, {Path: "after", Data: []byte("after")},
+		} {
+			if err := w.Add(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if then != "" {
+			if err := w.Overwrite("link", []byte(then)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for path, data := range map[string]string{"link": "longer than it", "after": "", "nothing": "x"} {
+			if err := w.Overwrite(path, []byte(data)); err == nil {
+				t.Errorf("Overwrite(%s, %q) succeeded", path, data)
+			}
+		}
+		if _, err := w.Finish(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Overwrite("link", []byte(body)); err == nil {
+			t.Error("Overwrite in a finished image succeeded")
+		}
+		return f
+	}
+	old, fresh := strings.Repeat("o", 5000), strings.Repeat("n", 5000)
+	if a, b := digest(t, build("x", old, fresh)), digest(t, build("x", fresh, "")); a != b {
+		t.Errorf("digest = %s, want %s", a, b)
+	}
+}

@@ -168,6 +168,29 @@ func (w *Writer) ReadFile(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
+// Overwrite replaces the content of the regular file at path by data of the same
+// length, where it lies: nothing of what was there stays in the image, as it does
+// when a file is added in place of another. Links are followed as in ReadFile.
+func (w *Writer) Overwrite(path string, data []byte) error {
+	n, err := w.lookup(path)
+	if err != nil {
+		return err
+	}
+	if w.done || !n.isRegular() || n.size != uint64(len(data)) {
+		return invalid("%q is not a regular file of %d bytes in an unfinished image", path, len(data))
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	if err := w.out.flush(); err != nil {
+		return err
+	}
+	if _, err := w.out.f.WriteAt(data, int64(n.block)*BlockSize); err != nil {
+		return fmt.Errorf("overwrite %q: %w", path, err)
+	}
+	return nil
+}
+
 // ReadDir returns the names in the directory at path, unsorted.
 func (w *Writer) ReadDir(path string) ([]string, error) {
 	n, err := w.lookup(path)

@@ -21,6 +21,7 @@ make --no-print-directory build
 step "stock templates"
 bin/caisson init --data .cache/test-data
 bin/caisson template build code-interpreter-v1 --data .cache/test-data
+bin/caisson template build minimal --data .cache/test-data
 
 export CAISSON_TEST_BIN="$PWD/bin/caisson" CAISSON_TEST_DATA="$PWD/.cache/test-data"
 

@@ -71,7 +71,10 @@ func BuildTemplate(ctx context.Context, cfg config.Config, b cli.TemplateBuild, 
 				progress("save its memory: left to the server", err.Error())
 			}
 		}
-		out = client.Template{ID: string(t.ID), Names: t.Names, Public: t.Public, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt}
+		out = client.Template{
+			ID: string(t.ID), Names: t.Names, Public: t.Public, BuildID: string(build.ID), BuildStatus: string(build.Status), Source: build.Source,
+			RootfsDigest: build.Rootfs.Digest, RootfsBytes: build.Rootfs.SizeBytes, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt,
+		}
 		if b.FromTar != "" || b.Resources == (client.Resources{}) {
 			return nil
 		}
@@ -92,16 +95,20 @@ func buildTemplate(ctx context.Context, h *home, cfg config.Config, b cli.Templa
 		progress("write the image", b.FromTar)
 		return h.catalog.BuildTar(ctx, identity.DefaultTeam, b.Name, f, template.TarOptions{Resources: resourcesOf(b.Resources)})
 	}
-	t, build, err := h.catalog.EnsureStock(ctx, b.Name, baseOptions(cfg, b.Name, b.Force || b.Name == template.BaseName, progress))
+	t, build, err := h.catalog.EnsureStock(ctx, b.Name, baseOptions(cfg, b.Name, b.Force, progress))
 	if errdefs.IsNotFound(err) {
-		var names []string
-		for _, s := range template.StockTemplates() {
-			names = append(names, s.Name)
-		}
 		return t, build, fmt.Errorf("template %q: only %s are built from packages; give --from-tar FILE for another: %w",
-			b.Name, strings.Join(names, " and "), errdefs.ErrInvalidArgument)
+			b.Name, strings.Join(template.StockNames(), ", "), errdefs.ErrInvalidArgument)
 	}
 	return t, build, err
+}
+
+// StockTemplates tells the command line what BuildTemplate builds from packages.
+func StockTemplates() (out []cli.StockTemplate) {
+	for _, s := range template.StockTemplates() {
+		out = append(out, cli.StockTemplate{Name: s.Name, About: s.About})
+	}
+	return out
 }
 
 func resourcesOf(r client.Resources) provider.Resources {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -246,9 +247,11 @@ const prepareLimit = time.Minute
 func (n *node) awaitPrepared(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
-	for first := true; n.preparing(ctx); first = false {
-		if first {
-			n.opts.Progress("prepare the code interpreter", "")
+	shown := ""
+	for names := n.preparing(ctx); len(names) > 0; names = n.preparing(ctx) {
+		if now := strings.Join(names, ", "); now != shown {
+			n.opts.Progress("save the memory of "+now, "")
+			shown = now
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
@@ -258,8 +261,8 @@ func (n *node) awaitPrepared(ctx context.Context) {
 	}
 }
 
-// preparing says whether the memory of a stock template is still to come.
-func (n *node) preparing(ctx context.Context) bool {
+// preparing returns the names of stock templates whose memory is still to come.
+func (n *node) preparing(ctx context.Context) (names []string) {
 	for _, s := range template.StockTemplates() {
 		if s.Start == "" {
 			continue
@@ -270,8 +273,8 @@ func (n *node) preparing(ctx context.Context) bool {
 		}
 		builds, err := n.home.store.ListBuilds(ctx, t.ID)
 		if err == nil && (len(builds) == 0 || builds[0].Status != template.Failed) { // the newest
-			return true
+			names = append(names, s.Name)
 		}
 	}
-	return false
+	return names
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,9 +51,10 @@ type BaseOptions struct {
 	// return quickly.
 	Progress func(Progress)
 
-	// hooks are further options of mmdebstrap, room is what the tree needs on
-	// disk; see Stock.
+	// hooks are further options of mmdebstrap, bare leaves out what is not in
+	// Packages, room is what the tree needs on disk; see Stock.
 	hooks []string
+	bare  bool
 	room  int64
 }
 
@@ -67,6 +69,14 @@ func (o BaseOptions) withDefaults() BaseOptions {
 		o.Progress = func(Progress) {}
 	}
 	return o
+}
+
+// npm is the version of npm that is added: that of a tree with Node.
+func (o BaseOptions) npm() string {
+	if slices.Contains(o.Packages, "nodejs") {
+		return npmVersion
+	}
+	return ""
 }
 
 // validate keeps words with a meaning to mmdebstrap and apt out of their
@@ -167,17 +177,21 @@ func (b baseBuild) run(ctx context.Context) (Built, error) {
 	if err := os.Chmod(b.work, 0o755); err != nil {
 		return Built{}, fmt.Errorf("build base: %w", err)
 	}
-	b.Progress(Progress{Stage: StageResolve, Line: "get npm " + npmVersion})
 	packages := b.Packages
-	manifest := Manifest{Recipe: b.key, Source: "debian " + b.Suite, CreatedAt: started.UTC(), NPM: npmVersion}
-	npm, err := fetchNPM(ctx, b.work)
-	if ctx.Err() != nil {
-		return Built{}, context.Cause(ctx)
-	}
-	if err != nil {
-		b.Progress(Progress{Stage: StageResolve, Line: "npm comes from Debian, which takes longer: " + redact(err.Error())})
-		packages = append([]string{"npm"}, packages...)
-		manifest.NPM = ""
+	manifest := Manifest{Recipe: b.key, Source: "debian " + b.Suite, CreatedAt: started.UTC(), NPM: b.npm()}
+	var npm []byte
+	if b.npm() != "" {
+		b.Progress(Progress{Stage: StageResolve, Line: "get npm " + npmVersion})
+		var err error
+		npm, err = fetchNPM(ctx, b.work)
+		if ctx.Err() != nil {
+			return Built{}, context.Cause(ctx)
+		}
+		if err != nil {
+			b.Progress(Progress{Stage: StageResolve, Line: "npm comes from Debian, which takes longer: " + redact(err.Error())})
+			packages = append([]string{"npm"}, packages...)
+			manifest.NPM = ""
+		}
 	}
 	rootfs, err := b.images.Put(ctx, func(out *os.File) error {
 		return b.write(ctx, out, packages, npm, &manifest)
@@ -224,7 +238,10 @@ func (b baseBuild) write(ctx context.Context, out *os.File, packages []string, n
 			return err
 		}
 	}
-	if err := finaliseBase(w, b.Suite); err != nil {
+	if err := fixKeystore(w); err != nil {
+		return err
+	}
+	if err := finaliseBase(w, b.BaseOptions); err != nil {
 		return err
 	}
 	status, err := w.ReadFile("var/lib/dpkg/status", maxStatus)
@@ -246,6 +263,10 @@ func (b baseBuild) write(ctx context.Context, out *os.File, packages []string, n
 // hold passwords, which a command line would show to everyone.
 func (b baseBuild) arguments(packages, aptOptions []string) []string {
 	args := []string{"--verbose", "--variant=minbase", "--format=tar", "--include=" + strings.Join(packages, ",")}
+	if b.bare {
+		args[1] = "--variant=custom"
+		args = append(args, "--dpkgopt=path-exclude=/usr/lib/*/gconv/*", "--dpkgopt=path-exclude=/etc/init.d/*", "--setup-hook="+mergedDirs)
+	}
 	for line := range strings.Lines(dpkgText) {
 		args = append(args, "--dpkgopt="+strings.TrimSpace(line))
 	}
@@ -273,6 +294,12 @@ const staticBash = `if [ -x "$1/bin/bash-static" ]; then
 	ln "$1/bin/bash-static" "$1/bin/bash"
 fi`
 
+// mergedDirs lays a bare tree out as Debian does, which the packages of a whole
+// system would see to.
+const mergedDirs = `for d in bin sbin lib lib64; do
+	mkdir -p "$1/usr/$d" && ln -s "usr/$d" "$1/$d"
+done`
+
 // excludeFromBase leaves out what belongs to the build and not to the image:
 // devices (the sandbox makes its own), logs, caches, and mmdebstrap's apt
 // settings, which may name the build host's proxy.
@@ -294,11 +321,17 @@ func excludeFromBase(path string) bool {
 }
 
 // finaliseBase makes a Debian tree a sandbox's.
-func finaliseBase(w *erofs.Writer, suite string) error {
+func finaliseBase(w *erofs.Writer, o BaseOptions) error {
 	if err := skeleton(w); err != nil {
 		return err
 	}
-	if err := addTexts(w, debianFiles(suite)); err != nil {
+	if o.bare {
+		if err := addTexts(w, bareFiles()); err != nil {
+			return err
+		}
+		return addUser(w)
+	}
+	if err := addTexts(w, debianFiles(o.Suite)); err != nil {
 		return err
 	}
 	// Left out above with their content, needed by the tools that use them.

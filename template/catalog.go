@@ -44,15 +44,6 @@ func (c *Catalog) EnsureBase(ctx context.Context, o BaseOptions) (Template, Buil
 	return c.EnsureStock(ctx, BaseName, o)
 }
 
-// current says whether a build of base need not be made again.
-func (c *Catalog) current(b Build, o BaseOptions) bool {
-	m, err := LoadManifest(c.images, b.Rootfs.Digest)
-	if err != nil {
-		return false
-	}
-	return m.Recipe == "" || m.Recipe == newRecipe(o).key()
-}
-
 // BuildTar makes a template of a tar stream, or a new build of the team's own
 // template of that name. Only a plain name is allowed.
 func (c *Catalog) BuildTar(ctx context.Context, team identity.TeamID, name string, r io.Reader, o TarOptions) (Template, Build, error) {
@@ -141,6 +132,21 @@ func (c *Catalog) Build(ctx context.Context, id BuildID) (Build, error) {
 		return Build{}, fmt.Errorf("build %s: %w", id, err)
 	}
 	return c.located(b, string(b.Template), string(b.Template))
+}
+
+// Lock returns the template that a reference means, its build, and what was
+// recorded when the build's image was made. Errors are Resolve's, and
+// errdefs.ErrNotFound for an image without a record: one that a recipe made.
+func (c *Catalog) Lock(ctx context.Context, team identity.TeamID, ref string) (Template, Build, Manifest, error) {
+	t, b, err := c.Resolve(ctx, team, ref)
+	if err != nil {
+		return Template{}, Build{}, Manifest{}, err
+	}
+	m, err := LoadManifest(c.images, b.Rootfs.Digest)
+	if err != nil {
+		return t, b, Manifest{}, fmt.Errorf("packages of template %q: %w", ref, err)
+	}
+	return t, b, m, nil
 }
 
 // located sets the path of a build's image: recorded ones are wrong once the

@@ -341,6 +341,59 @@ func TestEnsureBaseFromTar(t *testing.T) {
 	}
 }
 
+// TestEnsureStockOwn: what a team has made under a stock template's name is not
+// replaced, and what another one has made is not ours.
+func TestEnsureStockOwn(t *testing.T) {
+	t.Parallel()
+	c, m, images := newCatalog(t)
+	rootfs, err := images.Put(t.Context(), func(f *os.File) error {
+		_, err := f.WriteString("of a recipe")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := template.Template{ID: "own", Team: identity.DefaultTeam, Names: []string{template.DevName}, Current: "b1"}
+	build := template.Build{ID: "b1", Template: "own", Status: template.Ready, Source: "template base", Rootfs: rootfs}
+	if err := m.PutTemplate(t.Context(), own, build); err != nil {
+		t.Fatal(err)
+	}
+	got, b, err := c.EnsureStock(t.Context(), template.DevName, template.BaseOptions{})
+	if err != nil || got.ID != own.ID || b.ID != build.ID {
+		t.Errorf("EnsureStock = %v, %v, %v", got.ID, b.ID, err)
+	}
+	if _, _, err := c.EnsureStock(t.Context(), template.DevName, template.BaseOptions{Force: true}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("EnsureStock by force = %v, want that it is there", err)
+	}
+	if _, _, _, err := c.Lock(t.Context(), identity.DefaultTeam, template.DevName); !errdefs.IsNotFound(err) {
+		t.Errorf("Lock of a recipe's = %v, want not found", err)
+	}
+	// Of another team, and public: ours would be built beside it.
+	theirs := template.Template{ID: "theirs", Team: "ann", Public: true, Names: []string{template.MinimalName}, Current: "b2"}
+	if err := m.PutTemplate(t.Context(), theirs, template.Build{ID: "b2", Template: "theirs", Status: template.Ready, Rootfs: rootfs}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got, _, err := c.EnsureStock(ctx, template.MinimalName, template.BaseOptions{TempDir: t.TempDir()}); err == nil {
+		t.Errorf("EnsureStock = %v, want that it begins to build", got.ID)
+	}
+}
+
+// TestLock tells what was noted of a template's files.
+func TestLock(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCatalog(t)
+	tpl, b := mustBuild(t, c, "ann", "mine", "own", template.TarOptions{Source: "elsewhere"})
+	gotT, gotB, lock, err := c.Lock(t.Context(), "ann", "mine")
+	if err != nil || gotT.ID != tpl.ID || gotB.Rootfs.Digest != b.Rootfs.Digest || lock.Source != "elsewhere" || lock.Files == 0 {
+		t.Errorf("Lock = %v, %v, %+v, %v", gotT.ID, gotB.Rootfs, lock, err)
+	}
+	if _, _, _, err := c.Lock(t.Context(), "bob", "mine"); !errdefs.IsNotFound(err) {
+		t.Errorf("Lock of another team's = %v, want not found", err)
+	}
+}
+
 func TestBuildBaseErrors(t *testing.T) {
 	c, m, images := newCatalog(t)
 	t.Setenv("PATH", t.TempDir())

@@ -48,6 +48,14 @@ func debianFiles(suite string) []textFile {
 	}
 }
 
+// bareFiles returns what a tree without a whole Debian system gets besides.
+func bareFiles() []textFile {
+	return []textFile{
+		{"etc/profile", 0o644, profileText},
+		{"etc/dpkg/dpkg.cfg.d/caisson", 0o644, dpkgText},
+	}
+}
+
 // sudoersText lets the user become root without a password. The pseudo-terminal
 // that sudo would add costs two processes a call and protects nothing here.
 const sudoersText = userName + " ALL=(ALL:ALL) NOPASSWD: ALL\nDefaults:" + userName + " !use_pty, !requiretty, !lecture\n"

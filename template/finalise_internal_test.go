@@ -192,7 +192,7 @@ func TestBaseLeaksNothing(t *testing.T) {
 		}
 	}
 	w := writer(t, text("etc/resolv.conf", "nameserver 192.0.2.1\n"), text("etc/hosts", "192.0.2.1 builder\n"), text("etc/hostname", "builder\n"))
-	if err := finaliseBase(w, "bookworm"); err != nil {
+	if err := finaliseBase(w, BaseOptions{Suite: "bookworm"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"etc/resolv.conf", "etc/hosts", "etc/hostname", "etc/apt/sources.list"} {

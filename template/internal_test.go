@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/caisson-dev/caisson/erofs"
 )
 
 func etc(t *testing.T, files map[string]string) string {
@@ -175,6 +178,10 @@ func TestBuildLogProgress(t *testing.T) {
 func script(t *testing.T, body string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "mmdebstrap")
+	// A child that another test forks meanwhile would hold the file open for
+	// writing, and it could not be executed.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +226,72 @@ func TestDebootstrapErrors(t *testing.T) {
 				t.Errorf("error shows a password: %v", err)
 			}
 		})
+	}
+}
+
+// TestDebootstrapEnvironment: what is installed does not depend on the day, and
+// the tools that install it not on the caller's search path.
+func TestDebootstrapEnvironment(t *testing.T) {
+	t.Parallel()
+	d := debootstrap{tool: script(t, `echo "$SOURCE_DATE_EPOCH ${PATH%%:*}"`), tempDir: t.TempDir(), progress: func(Progress) {}, grace: time.Second}
+	var got []byte
+	err := d.run(t.Context(), func(r io.Reader) (err error) {
+		got, err = io.ReadAll(r)
+		return err
+	})
+	if want := "1793491200 /usr/sbin\n"; err != nil || string(got) != want {
+		t.Errorf("environment = %q, %v, want %q", got, err, want)
+	}
+}
+
+// TestBare: a bare template has its packages, and nothing of apt, Python and npm
+// besides.
+func TestBare(t *testing.T) {
+	t.Parallel()
+	s, err := StockTemplate(MinimalName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := BaseOptions{Packages: s.Packages, bare: s.bare, hooks: s.hooks}.withDefaults()
+	if o.npm() != "" || (BaseOptions{}).withDefaults().npm() != npmVersion {
+		t.Errorf("npm of minimal = %q, of base = %q", o.npm(), (BaseOptions{}).withDefaults().npm())
+	}
+	args := baseBuild{BaseOptions: o}.arguments(o.Packages, nil)
+	if !slices.Contains(args, "--variant=custom") || slices.Contains(args, "--variant=minbase") {
+		t.Errorf("arguments = %q", args)
+	}
+	whole := o
+	whole.bare = false
+	if newRecipe(o).key() == newRecipe(whole).key() {
+		t.Error("a bare tree has the recipe of a whole one")
+	}
+	for _, tt := range []struct {
+		o    BaseOptions
+		apt  bool
+		name string
+	}{{o, false, "bare"}, {whole, true, "whole"}} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		w, err := erofs.NewWriter(f, erofs.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := finaliseBase(w, tt.o); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{"etc/apt/sources.list", "etc/pip.conf", "var/lib/apt/lists/partial"} {
+			if w.Exists(path) != tt.apt {
+				t.Errorf("%s: %s exists = %v", tt.name, path, !tt.apt)
+			}
+		}
+		for _, path := range []string{"etc/profile", "home/user", "etc/resolv.conf", ".caisson"} {
+			if !w.Exists(path) {
+				t.Errorf("%s: %s is missing", tt.name, path)
+			}
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -25,6 +26,19 @@ const (
 	killGrace = 10 * time.Second
 )
 
+// installTime is the time of every file that installation makes, and of those of
+// packages that are newer, so that the same packages make the same image on
+// every day. It lies after most packages, because some programs compare the
+// times of files with what they noted when they were installed.
+//
+//nolint:gochecknoglobals // a constant in all but syntax
+var installTime = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
+
+// systemPath goes before the caller's search path: what mmdebstrap starts, for
+// each package anew, are to be the distribution's tar and Python and not what
+// somebody put in front of them.
+const systemPath = "/usr/sbin:/usr/bin:/sbin:/bin"
+
 // debootstrap is one run of mmdebstrap.
 type debootstrap struct {
 	tool     string
@@ -41,10 +55,8 @@ type debootstrap struct {
 func (d debootstrap) run(ctx context.Context, use func(io.Reader) error) error {
 	// Ended by hand below: the whole process group must go, not its leader.
 	cmd := exec.Command(d.tool, d.args...) //nolint:noctx // see the comment above
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C.UTF-8", "LANGUAGE=", "DEBIAN_FRONTEND=noninteractive", "TMPDIR="+d.tempDir,
-		// Files made by the installation get the day as their time, so that the
-		// same packages make the same image all day.
-		"SOURCE_DATE_EPOCH="+strconv.FormatInt(time.Now().UTC().Truncate(24*time.Hour).Unix(), 10))
+	cmd.Env = append(cmd.Environ(), "PATH="+systemPath+":"+os.Getenv("PATH"), "LC_ALL=C.UTF-8", "LANGUAGE=", "DEBIAN_FRONTEND=noninteractive", "TMPDIR="+d.tempDir,
+		"SOURCE_DATE_EPOCH="+strconv.FormatInt(installTime.Unix(), 10))
 	cmd.Stdin = strings.NewReader(d.sources)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second

@@ -49,6 +49,8 @@ type recipe struct {
 	Files string `json:"files"`
 	// Hooks are what else is done to the tree.
 	Hooks []string `json:"hooks,omitempty"`
+	// Bare says that nothing is added to the packages.
+	Bare bool `json:"bare,omitempty"`
 }
 
 func newRecipe(o BaseOptions) recipe {
@@ -56,7 +58,7 @@ func newRecipe(o BaseOptions) recipe {
 	slices.Sort(sorted)
 	return recipe{
 		Version: recipeVersion, Suite: o.Suite, Arch: runtime.GOARCH,
-		Packages: slices.Compact(sorted), NPM: npmVersion, Files: filesDigest(o.Suite), Hooks: o.hooks,
+		Packages: slices.Compact(sorted), NPM: o.npm(), Files: filesDigest(o.Suite), Hooks: o.hooks, Bare: o.bare,
 	}
 }
 

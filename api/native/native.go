@@ -103,6 +103,7 @@ type Templates interface {
 	Builds(ctx context.Context, team identity.TeamID, ref string) ([]template.Build, error)
 	Delete(ctx context.Context, team identity.TeamID, ref string) error
 	Find(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Reference, error)
+	Lock(ctx context.Context, team identity.TeamID, ref string) (template.Template, template.Build, template.Manifest, error)
 }
 
 // Limits are shown by status.

@@ -234,6 +234,16 @@ func (s *Stub) others(mux *http.ServeMux, v1 string) {
 	mux.HandleFunc("GET "+v1+"/templates", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 200, []client.Template{{ID: "t0123456789abcdefghi", Names: []string{"base"}, Public: true, BuildStatus: "ready", Source: "debian bookworm", RootfsBytes: 400 << 20}})
 	})
+	mux.HandleFunc("GET "+v1+"/templates/{id}/lock", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("id") != "base" {
+			refuse(w, 404, "what template "+r.PathValue("id")+" is made of was not recorded")
+			return
+		}
+		reply(w, 200, client.TemplateLock{
+			TemplateID: "t0123456789abcdefghi", RootfsDigest: "sha256:00", Source: "debian bookworm", NPM: "10.9.4",
+			Packages: []client.TemplatePackage{{Name: "bash", Version: "5.2.15-2+b13", Arch: "amd64"}},
+		})
+	})
 	mux.HandleFunc("DELETE "+v1+"/templates/{id}", func(w http.ResponseWriter, r *http.Request) {
 		if r.PathValue("id") != "base" {
 			refuse(w, 404, "template "+r.PathValue("id")+" does not exist")

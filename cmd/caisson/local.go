@@ -12,6 +12,7 @@ func local() cli.Local {
 		Init:          server.Init,
 		Checks:        server.Checks,
 		BuildTemplate: server.BuildTemplate,
+		Stock:         server.StockTemplates(),
 		CreateKey:     server.CreateKey,
 		ListKeys:      server.ListKeys,
 		RevokeKey:     server.RevokeKey,

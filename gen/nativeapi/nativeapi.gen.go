@@ -1024,6 +1024,37 @@ type Template struct {
 	UpdatedAt    time.Time  `json:"updatedAt"`
 }
 
+// TemplateLock defines model for TemplateLock.
+type TemplateLock struct {
+	BuildID   string    `json:"buildID"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// DataBytes The sum of the lengths of all files.
+	DataBytes int64 `json:"dataBytes"`
+	Files     int   `json:"files"`
+
+	// Npm The version of npm, where it is not Debian's.
+	Npm      string            `json:"npm,omitempty"`
+	Packages []TemplatePackage `json:"packages"`
+
+	// Recipe The digest of what was asked for; absent for a tar file.
+	Recipe       string `json:"recipe,omitempty"`
+	RootfsBytes  int64  `json:"rootfsBytes"`
+	RootfsDigest string `json:"rootfsDigest"`
+
+	// Source For example "debian bookworm".
+	Source     string   `json:"source"`
+	TemplateID string   `json:"templateID"`
+	Warnings   []string `json:"warnings,omitempty"`
+}
+
+// TemplatePackage defines model for TemplatePackage.
+type TemplatePackage struct {
+	Arch    string `json:"arch"`
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
 // Usage defines model for Usage.
 type Usage struct {
 	// CpuLimitSeconds CPUs times time.
@@ -1337,6 +1368,9 @@ type ServerInterface interface {
 	// The length is known before. 409 for a snapshot, and for memory of a template without.
 	// (GET /templates/{id}/export)
 	ExportTemplate(w http.ResponseWriter, r *http.Request, id ID, params ExportTemplateParams)
+	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// (GET /templates/{id}/lock)
+	GetTemplateLock(w http.ResponseWriter, r *http.Request, id ID)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(w http.ResponseWriter, r *http.Request, params GetUsageParams)
@@ -2443,6 +2477,32 @@ func (siw *ServerInterfaceWrapper) ExportTemplate(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// GetTemplateLock operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateLock(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id ID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", r.PathValue("id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateLock(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetUsage operation middleware
 func (siw *ServerInterfaceWrapper) GetUsage(w http.ResponseWriter, r *http.Request) {
 
@@ -2653,6 +2713,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/templates/{id}", wrapper.DeleteTemplate)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/export", wrapper.ExportTemplate)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/import", wrapper.ImportTemplate)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/templates/{id}/lock", wrapper.GetTemplateLock)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/templates/{id}/builds/{build}/cancel", wrapper.CancelBuild)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/egress/check", wrapper.CheckEgress)
 	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/sandboxes/{id}/budget", wrapper.PutBudget)
@@ -4154,6 +4215,45 @@ func (response ExportTemplatedefaultJSONResponse) VisitExportTemplateResponse(w 
 	return err
 }
 
+type GetTemplateLockRequestObject struct {
+	Id ID `json:"id"`
+}
+
+type GetTemplateLockResponseObject interface {
+	VisitGetTemplateLockResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateLock200JSONResponse TemplateLock
+
+func (response GetTemplateLock200JSONResponse) VisitGetTemplateLockResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateLockdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetTemplateLockdefaultJSONResponse) VisitGetTemplateLockResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetUsageRequestObject struct {
 	Params GetUsageParams
 }
@@ -4300,6 +4400,9 @@ type StrictServerInterface interface {
 	// The length is known before. 409 for a snapshot, and for memory of a template without.
 	// (GET /templates/{id}/export)
 	ExportTemplate(ctx context.Context, request ExportTemplateRequestObject) (ExportTemplateResponseObject, error)
+	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// (GET /templates/{id}/lock)
+	GetTemplateLock(ctx context.Context, request GetTemplateLockRequestObject) (GetTemplateLockResponseObject, error)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
 	// (GET /usage)
 	GetUsage(ctx context.Context, request GetUsageRequestObject) (GetUsageResponseObject, error)
@@ -5307,6 +5410,32 @@ func (sh *strictHandler) ExportTemplate(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ExportTemplateResponseObject); ok {
 		if err := validResponse.VisitExportTemplateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateLock operation middleware
+func (sh *strictHandler) GetTemplateLock(w http.ResponseWriter, r *http.Request, id ID) {
+	var request GetTemplateLockRequestObject
+
+	request.Id = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateLock(ctx, request.(GetTemplateLockRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateLock")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateLockResponseObject); ok {
+		if err := validResponse.VisitGetTemplateLockResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -160,7 +160,10 @@ func TestFromImage(t *testing.T) {
 		},
 		{
 			"arch",
-			[]item{file("etc/os-release", "ID=arch\n"), script("usr/bin/pacman", install)},
+			[]item{
+				file("etc/os-release", "ID=arch\n"), file("etc/pacman.conf", "[options]\nHoldPkg = pacman\n"),
+				script("usr/bin/pacman", "#!/bin/sh\ngrep -q '^DisableSandbox$' /etc/pacman.conf || { echo Landlock is not supported >&2; exit 1; }\n"+install),
+			},
 			[]string{"0 info installing -Sy --noconfirm --needed bash ca-certificates curl git iproute2 procps-ng sudo\n"},
 			"user ALL=(ALL:ALL) NOPASSWD: ALL\n",
 		},

@@ -120,7 +120,7 @@ func (noImages) Pull(_ context.Context, src template.ImageSource, _ func(string)
 
 // hostTools are what the tests' root filesystem takes from this machine.
 func hostTools() []string {
-	return []string{"sh", "cat", "id", "ls", "mkdir", "sleep", "rm", "touch", "env", "stat", "chmod", "grep", "head", "dd", "ln", "sha256sum", "sync", "seq", "mv"}
+	return []string{"sh", "cat", "id", "ls", "mkdir", "sleep", "rm", "touch", "env", "stat", "chmod", "grep", "head", "dd", "ln", "sha256sum", "sync", "seq", "mv", "sed"}
 }
 
 // base makes a small root filesystem of this machine's shell and tools, and

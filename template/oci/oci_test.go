@@ -213,6 +213,34 @@ func content(t *testing.T, r image.Rootfs, paths ...string) []string {
 	return got
 }
 
+// TestFamilies: which package manager an image has is told from what it says of
+// itself, in the file or behind the link that distributions put there.
+func TestFamilies(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "", "")
+	p, _ := puller(t, func(*oci.Options) {})
+	for name, tt := range map[string]struct{ release, want string }{
+		"debian":   {"PRETTY_NAME=\"Debian GNU/Linux 13\"\nID=debian\n", "debian"},
+		"ubuntu":   {"ID=ubuntu\nID_LIKE=debian\n", "debian"},
+		"mint":     {"ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", "debian"},
+		"fedora":   {"NAME=\"Fedora Linux\"\nID=fedora\n", "fedora"},
+		"rocky":    {"ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "fedora"},
+		"ubi":      {"ID=\"rhel\"\nID_LIKE=\"fedora\"\n", "fedora"},
+		"amazon":   {"ID=\"amzn\"\nID_LIKE=\"fedora\"\n", "fedora"},
+		"arch":     {"ID=arch\nBUILD_ID=rolling\n", "arch"},
+		"manjaro":  {"ID=manjaro\nID_LIKE=arch\n", "arch"},
+		"alpine":   {"ID=alpine\n", "alpine"},
+		"opensuse": {"ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n", ""},
+		"nothing":  {"", ""},
+	} {
+		img := imageOf(t, v1.Config{}, layer(t, file("bin/sh", "#!"), file("usr/lib/os-release", tt.release), link("etc/os-release", "../usr/lib/os-release")))
+		b, err := p.Pull(t.Context(), template.ImageSource{Ref: s.push(t, name+":1", img)}, quiet)
+		if err != nil || b.Family != tt.want {
+			t.Errorf("the family of %s = %q, %v, want %q", name, b.Family, err, tt.want)
+		}
+	}
+}
+
 func TestPull(t *testing.T) {
 	t.Parallel()
 	s := serve(t, "", "")

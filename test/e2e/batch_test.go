@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -106,7 +105,7 @@ func TestBatchClientKilled(t *testing.T) {
 	defer cancel()
 	cmd := shared.Command(ctx, "run", "--parallel", "4", "--metadata", "batch="+t.Name(), "--",
 		"sh", "-c", "exec sleep 1000", ":::", "1", "2", "3", "4", "5", "6", "7", "8")
-	cmd.Env = append(os.Environ(), "CAISSON_API_URL="+shared.URL, "CAISSON_API_KEY="+shared.Key)
+	cmd.Env = append(cmd.Env, "CAISSON_API_URL="+shared.URL, "CAISSON_API_KEY="+shared.Key)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

@@ -18,9 +18,9 @@ import (
 // caisson runs the command line against a server.
 func caisson(t *testing.T, s *testenv.Server, dir string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), s.Binary(), args...)
+	cmd := s.Command(t.Context(), args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CAISSON_API_URL="+s.URL, "CAISSON_API_KEY="+s.Key)
+	cmd.Env = append(cmd.Env, "CAISSON_API_URL="+s.URL, "CAISSON_API_KEY="+s.Key)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()

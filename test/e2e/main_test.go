@@ -107,14 +107,18 @@ func TestMain(m *testing.M) {
 	}())
 }
 
+// given is the data directory that servers start with a copy of.
+func given() string {
+	if cluster != nil {
+		return preparedData
+	}
+	return os.Getenv("CAISSON_TEST_DATA")
+}
+
 // start runs a server of its own below dir.
 func start(ctx context.Context, dir string, args ...string) (*testenv.Server, error) {
 	data := filepath.Join(dir, "data")
-	from := os.Getenv("CAISSON_TEST_DATA")
-	if cluster != nil {
-		from = preparedData
-	}
-	if err := testenv.CopyData(from, data); err != nil {
+	if err := testenv.CopyData(given(), data); err != nil {
 		return nil, err
 	}
 	conf := filepath.Join(dir, "caisson.yaml")

@@ -68,7 +68,7 @@ func artifacts(t *testing.T, s *testenv.Server) int {
 		t.Fatal(err)
 	}
 	return len(slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		_, err := os.Stat(filepath.Join(os.Getenv("CAISSON_TEST_DATA"), "snapshots", e.Name()))
+		_, err := os.Stat(filepath.Join(given(), "snapshots", e.Name()))
 		return err == nil
 	}))
 }
