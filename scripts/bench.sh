@@ -7,6 +7,7 @@ export PATH="$PWD/.cache/go/bin:$PWD/.cache/node/node_modules/.bin:$PATH"
 scripts/deps.sh --bench
 make --no-print-directory build
 bin/caisson init --data .cache/bench-data
+bin/caisson template build code-interpreter-v1 --data .cache/bench-data
 
 # What bubblewrap, runc and Docker run in: a plain Debian tree.
 rootfs=.cache/bench-rootfs

@@ -99,6 +99,12 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("prebooted sandboxes: %w", err)
 		}
 	}
+	if strings.Contains("code interpreter", o.only) {
+		fmt.Fprintf(os.Stderr, "== code interpreter (%.0fs)\n", time.Since(started).Seconds())
+		if err := benchInterpreter(ctx, o, r); err != nil {
+			return fmt.Errorf("code interpreter: %w", err)
+		}
+	}
 	if strings.Contains("warm pool", o.only) {
 		fmt.Fprintf(os.Stderr, "== warm pool (%.0fs)\n", time.Since(started).Seconds())
 		if err := benchWarm(ctx, o, r); err != nil {
