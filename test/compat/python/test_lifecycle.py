@@ -267,3 +267,15 @@ def test_list_order_and_pages(create):
     assert ids(resumed.next_items()) == oldest_first[2:]
     since = SandboxQuery(metadata=metadata, started_after=boxes[1].get_info().started_at)
     assert ids(items(Sandbox.list(query=since, order="asc"))) == oldest_first[1:]
+
+
+@pytest.mark.skipif(not NEW, reason="idempotency keys came later")
+def test_create_is_repeated_with_a_key(create):
+    key = unique("key").lower().replace("_", "-")
+    first = create(idempotency_key=key, metadata={"of": key})
+    again = create(idempotency_key=key, metadata={"of": key})
+    assert again.sandbox_id == first.sandbox_id
+    assert again.commands.run("echo hi").stdout == "hi\n"
+    assert create(idempotency_key=key + "-b", metadata={"of": key}).sandbox_id != first.sandbox_id
+    with pytest.raises(SandboxException, match="(?i)idempotency"):
+        create(idempotency_key=key, metadata={"of": "another"})
