@@ -39,6 +39,15 @@ demo: ## from nothing to code running in sandboxes: installs, builds, prepares, 
 test: ## everything CI runs: format, vet, shape, unit (race), suites, CLI, real gVisor, published SDKs
 	@./scripts/test.sh
 
+.PHONY: test-postgres
+test-postgres: build ## the end-to-end suite with PostgreSQL in SQLite's place (make test runs the store's suite on both)
+	@./scripts/deps.sh --tests
+	bin/caisson init --data .cache/test-data
+	bin/caisson template build code-interpreter-v1 --data .cache/test-data
+	bin/caisson template build minimal --data .cache/test-data
+	CAISSON_TEST_DATABASE=postgres CAISSON_TEST_BIN="$(CURDIR)/bin/caisson" CAISSON_TEST_DATA="$(CURDIR)/.cache/test-data" \
+		$(GO) test -timeout 15m -count=1 ./test/e2e
+
 .PHONY: bench
 bench: ## measure everything in one run and write docs/benchmarks.md
 	@./scripts/bench.sh

@@ -61,7 +61,7 @@ func prepare(ctx context.Context, dir string) (err error) {
 	if prepared, err = cluster.NewDatabase(ctx, ""); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"init"}, {"template", "build", "code-interpreter-v1"}} {
+	for _, args := range [][]string{{"init"}, {"template", "build", "code-interpreter-v1"}, {"template", "build", "minimal"}} {
 		cmd := exec.CommandContext(ctx, os.Getenv("CAISSON_TEST_BIN"), append(args, "--data", preparedData)...)
 		cmd.Env = append(os.Environ(), "CAISSON_DATABASE="+prepared)
 		if out, err := cmd.CombinedOutput(); err != nil {
