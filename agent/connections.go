@@ -8,16 +8,21 @@ import (
 	"time"
 )
 
-// closeLimit bounds the wait for connections to be let go of.
-const closeLimit = time.Second
+// closeLimit bounds the wait for connections to be let go of by themselves, and
+// breakLimit the wait after they were broken.
+const (
+	closeLimit = time.Second
+	breakLimit = 100 * time.Millisecond
+)
 
 // connections knows which connections no request is being served on. What was
 // read from one, with the token in it, stays in its buffers until it is closed.
 type connections struct {
 	mu  sync.Mutex // guards what follows
 	all map[net.Conn]*connection
-	// quiet, while close waits, is closed when every connection that is left
-	// serves a request.
+	// loose, while close waits, are those that it waits for, until quiet is
+	// closed.
+	loose map[net.Conn]struct{}
 	quiet chan struct{}
 }
 
@@ -26,9 +31,6 @@ type connection struct {
 	serving int // requests that a handler works on
 	idle    bool
 }
-
-// loose connections have had their answer, or all but its last bytes.
-func (c *connection) loose() bool { return c.serving == 0 }
 
 // observe is http.Server.ConnState.
 func (k *connections) observe(conn net.Conn, s http.ConnState) {
@@ -54,7 +56,7 @@ func (k *connections) observe(conn net.Conn, s http.ConnState) {
 		}
 	case http.StateClosed, http.StateHijacked:
 		delete(k.all, conn)
-		k.settle()
+		k.settle(conn)
 	}
 }
 
@@ -80,42 +82,57 @@ func (k *connections) count(conn net.Conn, n int) {
 	defer k.mu.Unlock()
 	if c := k.all[conn]; c != nil {
 		c.serving += n
-		k.settle()
+		if n > 0 { // it was about to serve a request, not done with one
+			k.settle(conn)
+		}
 	}
 }
 
-// settle ends the wait of close when there is nothing to wait for any more. The
-// caller holds mu.
-func (k *connections) settle() {
+// settle ends the wait of close when conn was the last to wait for. The caller
+// holds mu.
+func (k *connections) settle(conn net.Conn) {
 	if k.quiet == nil {
 		return
 	}
-	for _, c := range k.all {
-		if c.loose() {
-			return
-		}
+	delete(k.loose, conn)
+	if len(k.loose) == 0 {
+		close(k.quiet)
+		k.quiet = nil
 	}
-	close(k.quiet)
-	k.quiet = nil
 }
 
-// close closes all connections that wait for a next request, also those whose
-// answer is just leaving, and waits until the server has let go of them and of
-// what it read from them. One call at a time.
+// close closes all connections that no request is being served on, also those
+// whose answer is just leaving, and waits until the server has let go of them and
+// of what it read from them. Who does not take the end of its answer loses it.
+// One call at a time.
 func (k *connections) close() {
 	quiet := make(chan struct{})
 	k.mu.Lock()
-	k.quiet = quiet
+	k.loose, k.quiet = make(map[net.Conn]struct{}), quiet
 	for conn, c := range k.all {
+		if c.serving > 0 {
+			continue
+		}
+		k.loose[conn] = struct{}{}
 		if c.idle {
 			_ = conn.Close()
 		}
 	}
-	k.settle()
+	k.settle(nil)
 	k.mu.Unlock()
 	select {
 	case <-quiet:
+		return
 	case <-time.After(closeLimit):
+	}
+	k.mu.Lock()
+	for conn := range k.loose {
+		_ = conn.Close()
+	}
+	k.mu.Unlock()
+	select {
+	case <-quiet:
+	case <-time.After(breakLimit):
 		k.mu.Lock()
 		k.quiet = nil
 		k.mu.Unlock()

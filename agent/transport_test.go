@@ -151,3 +151,28 @@ func TestFreezeClosesIdleConnections(t *testing.T) {
 		t.Errorf("read from the idle connection = %v, want EOF", err)
 	}
 }
+
+// TestFreezeBreaksConnections that are neither idle nor served: this one has
+// begun a request and does not go on.
+func TestFreezeBreaksConnections(t *testing.T) {
+	t.Parallel()
+	b := start(t, nil)
+	c, err := net.Dial("tcp", strings.TrimPrefix(b.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /he")
+	buf := make([]byte, 1024)
+	if n, err := c.Read(buf); err != nil || !strings.HasPrefix(string(buf[:n]), "HTTP/1.1 204") {
+		t.Fatalf("health = %q, %v", buf[:n], err)
+	}
+	if err := b.control.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	var late net.Error
+	if _, err := c.Read(buf); err == nil || errors.As(err, &late) && late.Timeout() {
+		t.Errorf("read from the connection = %v, want that it is closed", err)
+	}
+}

@@ -134,7 +134,7 @@ func (p *Pool) reconcile(ctx context.Context) {
 			enough = !s.rushed(now)
 		}
 		patience := busyTime
-		if 2*len(s.boxes) >= p.target(s, now) {
+		if 2*len(s.boxes) >= p.target(s, now) && !p.lacksBooted(now) {
 			patience *= 5
 		}
 		if wait := p.quiet.Sub(now); wait > 0 && enough && now.Sub(p.lacking) < patience {
@@ -147,6 +147,17 @@ func (p *Pool) reconcile(ctx context.Context) {
 		p.own[id] = true
 		p.work.Go(func() { p.make(ctx, s, id) })
 	}
+}
+
+// lacksBooted reports whether some booted box is wanted, which would wait as
+// long. The caller holds mu.
+func (p *Pool) lacksBooted(now time.Time) bool {
+	for _, s := range p.shelves {
+		if s.key.Tier == Booted && len(s.boxes)+s.making+s.lent < p.target(s, now) {
+			return true
+		}
+	}
+	return false
 }
 
 // full reports whether one more box would pass the memory limit. The caller
