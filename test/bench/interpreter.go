@@ -114,7 +114,11 @@ m, c = start_new_kernel(kernel_name="python3")
 t = []
 for i in range(110):
     a = time.perf_counter()
-    c.execute_interactive("1+1", output_hook=lambda m: None, timeout=30)
+    asked = c.execute("1+1")
+    while True:
+        got = c.get_iopub_msg(timeout=30)
+        if got["parent_header"].get("msg_id") == asked and got["content"].get("execution_state") == "idle":
+            break
     t.append(time.perf_counter() - a)
 t = sorted(t[10:])
 print("%.2f" % (t[50] * 1e3))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,9 @@ func main() {
 	flag.IntVar(&o.cycles, "cycles", 500, "create/exec/kill cycles of the leak check")
 	flag.StringVar(&o.only, "only", "", "run only the steps whose name contains this, and write no report")
 	flag.Parse()
+	if abs, err := filepath.Abs(o.binary); err == nil {
+		o.binary = abs
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
