@@ -22,8 +22,12 @@ var (
 	_ queue.Tags  = (*Store)(nil)
 )
 
-// maxBuildText bounds a line of a log, a source and a command in a record.
-const maxBuildText = 64 << 10
+const (
+	// maxBuildText bounds a line of a log and a command in a record.
+	maxBuildText = 64 << 10
+	// maxSource bounds a source, which lists have, of other teams' public templates too.
+	maxSource = 2 << 10
+)
 
 // RegisterBuild implements queue.Store.
 func (s *Store) RegisterBuild(ctx context.Context, team identity.TeamID, name string, b template.Build, most int, actor string) (t template.Template, err error) {
@@ -113,7 +117,7 @@ func (s *Store) BeginBuild(ctx context.Context, team identity.TeamID, b template
 			return e
 		}
 		n, err := q.BeginBuild(ctx, db.BeginBuildParams{
-			ID: string(b.ID), Source: text(b.Source, maxBuildText), StartCmd: text(b.Start, maxBuildText), ReadyCmd: text(b.Ready, maxBuildText),
+			ID: string(b.ID), Source: text(b.Source, maxSource), StartCmd: text(b.Start, maxBuildText), ReadyCmd: text(b.Ready, maxBuildText),
 		})
 		if err != nil {
 			return fmt.Errorf("write build: %w", err)

@@ -365,6 +365,8 @@ func TestRefuses(t *testing.T) {
 		"version":    {edit(t, good, index(v1.Manifest{}, label(`{"version":9}`))), "version 9", errdefs.IsInvalidArgument},
 		"label":      {edit(t, good, index(v1.Manifest{}, label(`no JSON`))), "the label", errdefs.IsInvalidArgument},
 		"command":    {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"start":"`+strings.Repeat("x", 40_000)+`"}`))), "longer than", errdefs.IsInvalidArgument},
+		"source":     {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"source":"`+strings.Repeat("x", 1025)+`"}`))), "source is longer", errdefs.IsInvalidArgument},
+		"escape":     {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"source":"\u001b[2J"}`))), "cannot be printed", errdefs.IsInvalidArgument},
 		"resources":  {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"resources":{"cpus":-1}}`))), "negative", errdefs.IsInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -322,9 +323,26 @@ func (a *Archive) readAbout() error {
 		return invalid("the template was exported by another version of Caisson, whose archives (version %d) are not read here", about.Version)
 	case len(about.Start) > maxCommand || len(about.Ready) > maxCommand || strings.ContainsRune(about.Start+about.Ready, 0):
 		return invalid("the template's start or ready command is longer than %d bytes, or holds a NUL", maxCommand)
+	case about.Source != printable(about.Source):
+		return invalid("the template's source is longer than %d bytes, or holds what cannot be printed", maxSource)
 	case r.CPUs < 0 || r.MemoryMiB < 0 || r.DiskMiB < 0 || r.Processes < 0:
 		return invalid("the template's resources are negative")
 	}
 	a.About = &about
 	return nil
+}
+
+// printable is a source as it may stand in an archive: other teams see it in lists and
+// on their terminals.
+func printable(source string) string {
+	source = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, source)
+	if len(source) > maxSource {
+		source = strings.ToValidUTF8(source[:maxSource], "")
+	}
+	return source
 }
