@@ -115,7 +115,7 @@ func (n *node) finishStock(ctx context.Context, s template.Stock) {
 // unsaved says whether a template with a stock template's name is one, and has no
 // memory: a team may give its own the name, and what that starts is its affair.
 func unsaved(t template.Template, b template.Build) bool {
-	return b.Artifact == nil && t.Team == identity.DefaultTeam && !queue.FromRecipe(b)
+	return b.Artifact == nil && t.Team == identity.DefaultTeam && !b.FromRecipe()
 }
 
 // renewMemory begins builds of templates whose memory does not fit this engine;

@@ -58,7 +58,7 @@ func (q *Queue) Import(ctx context.Context, who identity.Principal, i Imported) 
 	}
 	b := template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: template.NewID(), Status: template.Waiting, Resources: res, Tags: tags,
-		CreatedAt: now(), Source: importSource + i.Source, Rootfs: i.Rootfs, User: i.User, Workdir: i.Workdir, Env: i.Env,
+		CreatedAt: now(), Source: template.FromArchive + i.Source, Rootfs: i.Rootfs, User: i.User, Workdir: i.Workdir, Env: i.Env,
 	}
 	if b.Start, b.Ready = i.Start, i.Ready; build {
 		b.Start, b.Ready = commands(Recipe{Start: i.Start, Ready: i.Ready}, nil)

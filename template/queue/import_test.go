@@ -66,7 +66,7 @@ func TestImportIsReady(t *testing.T) {
 		if id, err := f.store.TaggedBuild(t.Context(), tmpl.ID, "v1"); err != nil || id != b.ID {
 			t.Errorf("TaggedBuild() = %s, %v", id, err)
 		}
-		if !queue.FromRecipe(got) {
+		if !got.FromRecipe() {
 			t.Error("what was imported under a stock template's name would be taken for one")
 		}
 	}

@@ -28,24 +28,6 @@ type Request struct {
 	FreeDiskMiB *int64
 }
 
-// How the sources of builds begin that had a recipe.
-const (
-	imageSource    = "image "
-	templateSource = "template "
-	importSource   = "archive "
-)
-
-// FromRecipe says whether a build was begun with Start or Import, by its team or
-// for it.
-func FromRecipe(b template.Build) bool {
-	for _, prefix := range []string{imageSource, templateSource, importSource} {
-		if strings.HasPrefix(b.Source, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
 const (
 	maxTags = 100
 	mostCPU = 32
@@ -191,7 +173,7 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 	}
 	k := kept{Image: r.Image, Steps: r.Steps, Force: r.Force}
 	var base *template.Build
-	b.Source = imageSource + r.Image
+	b.Source = template.FromImage + r.Image
 	if r.Registry != nil {
 		k.Username, k.Password = r.Registry.Username, r.Registry.Password.Reveal()
 	}
@@ -203,7 +185,7 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 		if found.FromSandbox() {
 			return apierr.Field("fromTemplate", "%q is a snapshot, whose files are not all in an image: build on a template", r.Template)
 		}
-		base, k.Base, b.Source = &found, found.ID, templateSource+r.Template
+		base, k.Base, b.Source = &found, found.ID, template.FromTemplate+r.Template
 	}
 	k.Start, k.Ready = commands(r, base)
 	b.Start, b.Ready = k.Start, k.Ready
