@@ -100,7 +100,7 @@ func (t *Transfers) Import(ctx context.Context, who identity.Principal, r Import
 	} else {
 		u, err = t.restore(ctx, a, m, &i)
 		defer func() {
-			if err != nil && i.Artifact != nil {
+			if err != nil && i.Artifact != nil && !errors.Is(err, queue.ErrUnsettled) {
 				clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
 				defer cancel()
 				err = errors.Join(err, t.d.Vault.Delete(clean, i.Artifact.ID))
