@@ -27,6 +27,9 @@ import (
 // maxNotes bounds what an import tells beside its result.
 const maxNotes = 100
 
+// diskReserve is what an import leaves free on the disk for all else.
+const diskReserve = 256 << 20
+
 // cleanLimit bounds the removal of what a failed import made.
 const cleanLimit = 30 * time.Second
 
@@ -156,14 +159,18 @@ func (t *Transfers) restore(ctx context.Context, a *archive.Archive, m *archive.
 	if err != nil {
 		return u, err
 	}
-	if u.Rootfs, err = t.rootfs(ctx, a, m); err != nil {
-		return u, err
-	}
 	artifact := m.Artifact
 	artifact.ID = snapshot.ID(strings.ToLower(rand.Text()))
 	i.Artifact = &artifact
 	dir, err := t.d.Vault.Dir(ctx, artifact.ID)
 	if err != nil {
+		return u, err
+	}
+	need := m.Bytes() + diskReserve
+	if err := cmp.Or(t.d.Images.CheckSpace(need), image.CheckSpace(dir, need)); err != nil {
+		return u, err
+	}
+	if u.Rootfs, err = t.rootfs(ctx, a, m); err != nil {
 		return u, err
 	}
 	for _, f := range m.Files {
