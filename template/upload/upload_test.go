@@ -96,7 +96,7 @@ func TestPutRefuses(t *testing.T) {
 		"hash":      {"t1", "../" + one[3:], "abc", 3, errdefs.IsInvalidArgument},
 		"team":      {"../t1", one, "abc", 3, errdefs.IsInvalidArgument},
 		"no length": {"t1", one, "abc", -1, errdefs.IsInvalidArgument},
-		"no room":   {"t1", one, "01234567890", 11, errdefs.IsResourceExhausted},
+		"too large": {"t1", one, "01234567890", 11, func(err error) bool { return errors.Is(err, apierr.ErrTooLarge) }},
 	} {
 		if err := f.Put(t.Context(), "t1", two, strings.NewReader(""), 0); err != nil {
 			t.Fatal(err)
