@@ -69,16 +69,20 @@ func (t *Transfers) Import(ctx context.Context, who identity.Principal, r Import
 		e.Limit = "images.max_mib"
 		return Imported{}, e
 	}
-	leave, err := t.enter(who.Team)
-	if err != nil {
+	if err := t.full(who.Team); err != nil {
 		return Imported{}, err
 	}
-	defer leave()
+	// A client that sends slowly has no place: its bytes cost none of what they bound.
 	file, err := t.d.Spool.Spool(ctx, who.Team, r.Body, r.Size)
 	if err != nil {
 		return Imported{}, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
+	leave, err := t.await(ctx, who.Team)
+	if err != nil {
+		return Imported{}, err
+	}
+	defer leave()
 	a, err := archive.Open(ctx, file, file.Size)
 	if err != nil {
 		return Imported{}, err
