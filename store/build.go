@@ -238,7 +238,7 @@ func (s *Store) FinishBuild(ctx context.Context, b template.Build, actor string)
 			return err
 		}
 		if b.Status == template.Ready {
-			tags, err := freeTags(ctx, q, b.Template, row.CreatedAt, b.Tags)
+			tags, err := freeTags(ctx, q, row, b.Tags)
 			if err != nil {
 				return err
 			}

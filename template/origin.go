@@ -14,7 +14,7 @@ const (
 // RenewalSource is the source of a build that only saves the memory of another one
 // anew. Nobody but the server gives it.
 func RenewalSource(of Build) string {
-	return renewalOf + string(of.ID) + ", " + of.origin()
+	return renewalOf + string(of.ID) + ", " + of.Origin()
 }
 
 // Renews returns the build whose memory this one saves anew, and false for one that
@@ -33,8 +33,8 @@ func (b Build) renewal() (id BuildID, origin string, ok bool) {
 	return BuildID(first), origin, ok
 }
 
-// origin is the source, of what was renewed in the end.
-func (b Build) origin() string {
+// Origin is the source, of what was renewed in the end.
+func (b Build) Origin() string {
 	if _, origin, ok := b.renewal(); ok {
 		return origin
 	}
@@ -44,7 +44,7 @@ func (b Build) origin() string {
 // FromRecipe says whether a build's files are of a recipe or an archive, by its
 // team or for it.
 func (b Build) FromRecipe() bool {
-	origin := b.origin()
+	origin := b.Origin()
 	for _, prefix := range []string{FromImage, FromTemplate, FromArchive} {
 		if strings.HasPrefix(origin, prefix) {
 			return true

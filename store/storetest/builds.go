@@ -415,6 +415,45 @@ func buildOrder(t *testing.T, s *store.Store) {
 	}
 }
 
+// renewals sees that a renewal of memory takes no tag that was moved or removed while
+// it was built.
+func renewals(t *testing.T, s *store.Store) {
+	t.Helper()
+	old := waiting("default", "kept", "moved", "removed")
+	finish := func(b template.Build) template.Template {
+		t.Helper()
+		tmpl, err := s.RegisterBuild(t.Context(), "other", "mine", b, 0, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Template = tmpl.ID
+		b.Status, b.FinishedAt = template.Ready, now()
+		if err := s.FinishBuild(t.Context(), b, "k"); err != nil {
+			t.Fatal(err)
+		}
+		return tmpl
+	}
+	old.CreatedAt = old.CreatedAt.Add(-time.Minute)
+	finish(old)
+	other := waiting("another")
+	other.CreatedAt = old.CreatedAt
+	tmpl := finish(other)
+	if _, err := s.AssignTags(t.Context(), tmpl.ID, "another", []string{"moved"}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveTags(t.Context(), tmpl.ID, []string{"removed"}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	renewal := waiting("default", "kept", "moved", "removed")
+	renewal.Source = template.RenewalSource(old)
+	finish(renewal)
+	for tag, want := range map[string]template.BuildID{"default": renewal.ID, "kept": renewal.ID, "moved": other.ID, "removed": ""} {
+		if got, err := s.TaggedBuild(t.Context(), tmpl.ID, tag); got != want || (err != nil) != (want == "") {
+			t.Errorf("TaggedBuild(%s) = %v, %v, want %v", tag, got, err, want)
+		}
+	}
+}
+
 // discarded sees that a build which was given up at once leaves what was there.
 func discarded(t *testing.T, s *store.Store) {
 	register := func(name string) template.Build {

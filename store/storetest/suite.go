@@ -44,6 +44,7 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"template deletion":   templateDeletion,
 		"builds":              buildLife,
 		"cancelled builds":    cancelledBuilds,
+		"renewals":            renewals,
 		"discarded builds":    discarded,
 		"build logs":          buildLogs,
 		"build tags":          buildTags,

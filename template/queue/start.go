@@ -26,6 +26,9 @@ type Request struct {
 	CPUs        *int32
 	MemoryMiB   *int64
 	FreeDiskMiB *int64
+	// Renews is the build whose memory this one only saves anew, with its files: it
+	// gets those tags which that still has in the end. Nil for one that somebody wants.
+	Renews *template.Build
 }
 
 const (
@@ -49,6 +52,9 @@ func (q *Queue) Register(ctx context.Context, who identity.Principal, r Request)
 	b := template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: template.NewID(), Status: template.Waiting,
 		Resources: res, Tags: tags, CreatedAt: now(),
+	}
+	if r.Renews != nil {
+		b.Source = template.RenewalSource(*r.Renews)
 	}
 	t, err := q.deps.Store.RegisterBuild(ctx, who.Team, ref.Name, b, maxWaiting, who.KeyID)
 	if err != nil {
@@ -173,6 +179,7 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 	}
 	k := kept{Image: r.Image, Steps: r.Steps, Force: r.Force}
 	var base *template.Build
+	source := b.Source
 	b.Source = template.FromImage + r.Image
 	if r.Registry != nil {
 		k.Username, k.Password = r.Registry.Username, r.Registry.Password.Reveal()
@@ -186,6 +193,9 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 			return apierr.Field("fromTemplate", "%q is a snapshot, whose files are not all in an image: build on a template", r.Template)
 		}
 		base, k.Base, b.Source = &found, found.ID, template.FromTemplate+r.Template
+	}
+	if source != "" { // a renewal's, from its registration
+		b.Source = source
 	}
 	k.Start, k.Ready = commands(r, base)
 	b.Start, b.Ready = k.Start, k.Ready
