@@ -26,6 +26,8 @@ type Archive struct {
 	f     io.ReaderAt
 	size  int64
 	files map[string]member
+	// layerBytes is what all layers have together.
+	layerBytes int64
 	// config is the digest of the configuration, as hex.
 	config string
 
@@ -95,6 +97,7 @@ func (a *Archive) list(ctx context.Context) error {
 		}
 	}
 	t := tar.NewReader(io.NewSectionReader(a.f, 0, a.size))
+	left := a.size
 	for i := 0; ; i++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -111,6 +114,15 @@ func (a *Archive) list(ctx context.Context) error {
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
+		}
+		// A sparse file is longer than what there is of it.
+		for key := range h.PAXRecords {
+			if strings.HasPrefix(key, "GNU.sparse.") {
+				return invalid("the archive has a sparse file %.200q", h.Name)
+			}
+		}
+		if left -= h.Size; left < 0 {
+			return invalid("the archive's files are longer than it is")
 		}
 		name := path.Clean(h.Name)
 		if a.has(name) {
@@ -228,6 +240,10 @@ func (a *Archive) addLayer(d v1.Descriptor, name string) error {
 	}
 	if len(a.Layers) >= maxLayers {
 		return invalid("the image has more than %d layers", maxLayers)
+	}
+	// The same layer may be there twice, and is then read twice.
+	if a.layerBytes += d.Size; a.layerBytes > 2*a.size {
+		return fmt.Errorf("the image's layers have more than %d bytes, twice those of the archive: %w", 2*a.size, errdefs.ErrResourceExhausted)
 	}
 	a.Layers = append(a.Layers, Layer{Descriptor: d, name: name})
 	return nil

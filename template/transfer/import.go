@@ -30,6 +30,10 @@ const maxNotes = 100
 // diskReserve is what an import leaves free on the disk for all else.
 const diskReserve = 256 << 20
 
+// unpackLimit bounds the making of a root filesystem, of files that may be packed as
+// tightly as they can.
+const unpackLimit = 30 * time.Minute
+
 // cleanLimit bounds the removal of what a failed import made.
 const cleanLimit = 30 * time.Second
 
@@ -101,11 +105,14 @@ func (t *Transfers) Import(ctx context.Context, who identity.Principal, r Import
 	if err != nil {
 		return Imported{}, err
 	}
+	work, done := context.WithTimeoutCause(ctx, unpackLimit,
+		fmt.Errorf("the archive takes longer than %s to unpack: %w", unpackLimit, errdefs.ErrResourceExhausted))
+	defer done()
 	var u oci.Unpacked
 	if m == nil {
-		u, err = t.d.Unpacker.Unpack(ctx, a, note)
+		u, err = t.d.Unpacker.Unpack(work, a, note)
 	} else {
-		u, err = t.restore(ctx, a, m, &i)
+		u, err = t.restore(work, a, m, &i)
 		defer func() {
 			if err != nil && i.Artifact != nil && !errors.Is(err, queue.ErrUnsettled) {
 				clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
