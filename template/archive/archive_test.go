@@ -382,11 +382,13 @@ func TestRefuses(t *testing.T) {
 		"no image":  {edit(t, good, func(f map[string][]byte) { clear(f); f["etc/passwd"] = nil }), "is no image", errdefs.IsInvalidArgument},
 		"sparse":    {sparse, "a sparse file", errdefs.IsInvalidArgument},
 		"one layer, many times": {edit(t, good, func(f map[string][]byte) {
-			var old v1.Manifest
-			if err := json.Unmarshal(f[blobOf(t, f, `"schemaVersion"`)], &old); err != nil {
+			layer := make([]byte, 1<<20)
+			h, n, err := v1.SHA256(bytes.NewReader(layer))
+			if err != nil {
 				t.Fatal(err)
 			}
-			index(v1.Manifest{Layers: slices.Repeat(old.Layers, 500)}, `{}`)(f)
+			f["blobs/sha256/"+h.Hex] = layer
+			index(v1.Manifest{Layers: slices.Repeat([]v1.Descriptor{{Digest: h, Size: n}}, 3)}, `{}`)(f)
 		}), "twice those of the archive", errdefs.IsResourceExhausted},
 		"two files": {twice, "two files", errdefs.IsInvalidArgument},
 		"many":      {many, "more than 10000 files", errdefs.IsResourceExhausted},
