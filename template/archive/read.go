@@ -122,7 +122,7 @@ func (a *Archive) list(ctx context.Context) error {
 			}
 		}
 		if left -= h.Size; left < 0 {
-			return invalid("the archive's files are longer than it is")
+			return invalid("the archive is damaged or truncated: its files are longer than it is")
 		}
 		name := path.Clean(h.Name)
 		if a.has(name) {
