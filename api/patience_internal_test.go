@@ -1,7 +1,10 @@
 package api
 
 import (
+	"net/http/httptest"
+	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -23,5 +26,58 @@ func TestDeadline(t *testing.T) {
 		if got := deadline(began, began.Add(c.after), c.n).Sub(began); got != c.want {
 			t.Errorf("%s: deadline() = %s after it began, want %s", name, got, c.want)
 		}
+	}
+}
+
+// reader is a client that takes so long for every write.
+type reader struct {
+	*httptest.ResponseRecorder
+	takes time.Duration
+	until time.Time
+}
+
+func (r *reader) SetWriteDeadline(t time.Time) error { r.until = t; return nil }
+
+func (r *reader) Write(b []byte) (int, error) {
+	if end := time.Now().Add(r.takes); !r.until.IsZero() && end.After(r.until) {
+		time.Sleep(time.Until(r.until))
+		return 0, os.ErrDeadlineExceeded
+	}
+	time.Sleep(r.takes)
+	return len(b), nil
+}
+
+func TestPatientWriter(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		takes, pause time.Duration
+		slow         bool
+	}{
+		"quick":             {time.Millisecond, 0, false},
+		"at pace":           {500 * time.Millisecond, 0, false},
+		"a trickle":         {2 * time.Second, 0, true},
+		"takes nothing":     {time.Hour, 0, true},
+		"the server pauses": {500 * time.Millisecond, 5 * time.Minute, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, end := PatientWriter(&reader{ResponseRecorder: httptest.NewRecorder(), takes: c.takes})
+				defer end()
+				var err error
+				var waited time.Duration
+				for range 1000 {
+					began := time.Now()
+					_, err = w.Write(make([]byte, 64<<10))
+					if waited += time.Since(began); err != nil {
+						break
+					}
+					time.Sleep(c.pause)
+				}
+				if IsSlow(err) != c.slow || c.slow && waited > 2*time.Minute {
+					t.Errorf("Write() = %v after %s", err, waited)
+				}
+			})
+		})
 	}
 }

@@ -1,13 +1,13 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +46,7 @@ With --memory the file also has the memory in which the start command runs. Only
 // exportTo writes an archive, complete or not at all.
 func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, memory, asJSON bool) (err error) {
 	var w io.Writer = s.Out
-	var file *os.File
+	var file *output
 	if to == "-" {
 		if terminal.Is(s.Out) {
 			return usage(errors.New("an archive is not for a terminal: give --output FILE"))
@@ -55,13 +55,10 @@ func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, m
 			return usage(errors.New("--json and the archive both want standard output: give --output FILE"))
 		}
 	} else {
-		if file, err = os.CreateTemp(filepath.Dir(to), ".caisson-export-*"); err != nil {
+		if file, err = openOutput(to); err != nil {
 			return err
 		}
-		defer func() {
-			_ = file.Close()
-			_ = os.Remove(file.Name()) // it has its name by then, or is of no use
-		}()
+		defer file.drop()
 		w = file
 	}
 	p := s.newProgress()
@@ -83,18 +80,60 @@ func (s *session) exportTo(ctx context.Context, c *connection, ref, to string, m
 	if file == nil {
 		return nil
 	}
-	// The file stays its owner's alone: it has the environment of a template and
-	// perhaps memory.
-	if err := file.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(file.Name(), to); err != nil {
+	if err := file.keep(); err != nil {
 		return err
 	}
 	if asJSON {
 		return s.printJSON(map[string]any{"template": ref, "file": to, "bytes": n, "memory": memory})
 	}
 	return nil
+}
+
+// output is a file that an archive is written to.
+type output struct {
+	*os.File
+	// name is what it is called once it is complete; empty for what is written to as
+	// it is, a device or a pipe.
+	name string
+}
+
+// openOutput opens what a path names. A file is made beside the one that is there, with
+// links followed, and takes its place in the end; a device or a pipe stays what it is.
+func openOutput(to string) (*output, error) {
+	if at, err := filepath.EvalSymlinks(to); err == nil {
+		to = at
+	}
+	switch fi, err := os.Stat(to); {
+	case err == nil && fi.IsDir():
+		return nil, usage(fmt.Errorf("%s is a directory: name the file in it", to))
+	case err == nil && !fi.Mode().IsRegular():
+		f, err := os.OpenFile(to, os.O_WRONLY, 0)
+		return &output{File: f}, err
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	f, err := os.CreateTemp(filepath.Dir(to), ".caisson-export-*")
+	return &output{File: f, name: to}, err
+}
+
+// keep gives a complete file its name. It stays its owner's alone: it has the
+// environment of a template and perhaps memory.
+func (o *output) keep() error {
+	if o.name == "" {
+		return o.Close()
+	}
+	if err := o.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(o.Name(), o.name)
+}
+
+// drop closes the file, and removes it unless it was kept.
+func (o *output) drop() {
+	_ = o.Close()
+	if o.name != "" {
+		_ = os.Remove(o.Name()) // it has its name by then, or is of no use
+	}
 }
 
 // measured shows how much has come.
@@ -156,8 +195,10 @@ func (s *session) importFrom(ctx context.Context, c *connection, from, name stri
 		return s.printJSON(out)
 	}
 	fmt.Fprintln(s.Out, out.ID)
-	if len(out.Names) > 0 {
-		name = cmp.Or(name, out.Names[0])
+	if name == "" && len(out.Names) > 0 {
+		if name = out.Names[0]; len(out.Tags) > 0 && !slices.Contains(out.Tags, "default") {
+			name += ":" + out.Tags[0]
+		}
 	}
 	s.say("template %s is ready: caisson sandbox create NAME --template %s\n", quoted(name), quoted(name))
 	return nil

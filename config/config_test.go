@@ -152,6 +152,7 @@ func TestLoadErrors(t *testing.T) {
 		"pool memory":     {file: "pool: {memory_mib: much}\n", want: []string{"pool.memory_mib", "not a size"}},
 		"pool parallel":   {file: "pool: {parallel: 0}\n", want: []string{"pool.parallel: 0 is not from 1 to 64"}},
 		"builds":          {file: "template: {parallel: 0, builds_per_team: 0, build_queue: 0, build_timeout: 0s, upload_max: 0, upload_keep: 1h}\n", want: []string{"template.parallel: 0 is not from 1 to 10000", "template.builds_per_team", "template.build_queue", "template.build_timeout", "template.upload_max", "template.upload_keep: 1h0m0s is below 24h"}},
+		"upload share":    {file: "template: {upload_max: 2GiB, upload_space_per_team: 1GiB}\n", want: []string{"template.upload_space_per_team"}},
 		"upload space":    {file: "template: {upload_max: 2GiB, upload_space: 1GiB}\n", want: []string{"template.upload_space"}},
 		"pool typo":       {file: "pool: {template: {base: 4}}\n", want: []string{`did you mean "pool.templates"?`}},
 		"build egress":    {file: "build: {egress: [debian, 'http://x']}\n", want: []string{"build.egress", `"http://x"`}},

@@ -296,6 +296,9 @@ func (c *check) builds(t Template) {
 	if t.UploadSpace < t.UploadMax {
 		c.fail("template.upload_space", "%d is below template.upload_max, which is %d", t.UploadSpace, t.UploadMax)
 	}
+	if t.UploadTeam != 0 && t.UploadTeam < t.UploadMax {
+		c.fail("template.upload_space_per_team", "%d is below template.upload_max, which is %d", t.UploadTeam, t.UploadMax)
+	}
 	if t.UploadKeep < 24*time.Hour {
 		c.fail("template.upload_keep", "%s is below 24h", t.UploadKeep)
 	}

@@ -115,7 +115,7 @@ func (n *node) finishStock(ctx context.Context, s template.Stock) {
 // unsaved says whether a template with a stock template's name is one, and has no
 // memory: a team may give its own the name, and what that starts is its affair.
 func unsaved(t template.Template, b template.Build) bool {
-	return b.Artifact == nil && t.Team == identity.DefaultTeam && !queue.FromRecipe(b)
+	return b.Artifact == nil && t.Team == identity.DefaultTeam && !b.FromRecipe()
 }
 
 // renewMemory begins builds of templates whose memory does not fit this engine;
@@ -176,7 +176,8 @@ func (n *node) taggedBuilds(ctx context.Context, t template.Template) ([]taggedB
 	return out, nil
 }
 
-// errBusy says that a team, or the server, has as many builds under way as it may.
+// errBusy says that a team, or the server, has as many builds under way as it may, or
+// one that would take the place of this.
 var errBusy = errors.New("too many builds are under way")
 
 // room returns errBusy when another build could not be started: one that was
@@ -199,7 +200,8 @@ func (n *node) room(ctx context.Context, team identity.TeamID) error {
 }
 
 // rebuild queues a build of a template on one of its own, b, with its resources and
-// its tags, unless there is one already: under way, or failed since. errBusy when that must wait.
+// its tags, unless the server has begun one already: under way, or failed since.
+// errBusy when that must wait.
 func (n *node) rebuild(ctx context.Context, t template.Template, b template.Build, tags []string, r queue.Recipe) error {
 	builds, err := n.home.store.ListBuilds(ctx, t.ID)
 	if err != nil {
@@ -207,16 +209,21 @@ func (n *node) rebuild(ctx context.Context, t template.Template, b template.Buil
 	}
 	for _, x := range builds {
 		// One that is ready has not these tags: b has them.
-		if x.ID != b.ID && x.Status != template.Ready && x.CreatedAt.After(b.CreatedAt) &&
-			slices.ContainsFunc(x.Tags, func(tag string) bool { return slices.Contains(tags, tag) }) {
+		if x.ID == b.ID || x.Status == template.Ready || !slices.ContainsFunc(x.Tags, func(tag string) bool { return slices.Contains(tags, tag) }) {
+			continue
+		}
+		if of, ok := x.Renews(); ok && of == b.ID {
 			return nil // it waits, is under way, or has failed for a reason that it gives
+		}
+		if x.Status != template.Failed {
+			return errBusy // what the team builds comes first, and this only when it fails
 		}
 	}
 	if err := n.room(ctx, t.Team); err != nil {
 		return err
 	}
 	who := system(t.Team)
-	ask := queue.Request{Name: string(t.ID), Tags: tags}
+	ask := queue.Request{Name: string(t.ID), Tags: tags, Renews: &b}
 	if b.Resources.CPUs > 0 {
 		ask.CPUs = new(int32(b.Resources.CPUs))
 	}

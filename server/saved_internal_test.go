@@ -121,6 +121,59 @@ func TestRebuildWaitsForRoom(t *testing.T) {
 	}
 }
 
+// A build that the team has under way comes first; one that failed says nothing of the
+// memory.
+func TestRebuildBesideTheTeams(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	cfg := config.Defaults(config.Environ{})
+	cfg.Data = t.TempDir()
+	h, err := open(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	t.Cleanup(func() { h.close(log) })
+	n := &node{cfg: cfg, log: log, home: h}
+	if n.builds, err = n.newBuilds(neverBuilds{}); err != nil {
+		t.Fatal(err)
+	}
+	who := system(identity.DefaultTeam)
+	tmpl, b, err := n.builds.Import(ctx, who, queue.Imported{Name: "mine", Start: "s", Artifact: &snapshot.Artifact{ID: "a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, theirs, err := n.builds.Register(ctx, who, queue.Request{Name: "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renew := func() error {
+		return n.rebuild(ctx, tmpl, b, []string{template.DefaultTag}, queue.Recipe{Image: "debian"})
+	}
+	if err := renew(); !errors.Is(err, errBusy) {
+		t.Errorf("rebuild() beside a build that waits = %v, want errBusy", err)
+	}
+	if err := n.builds.Cancel(ctx, who, "mine", theirs.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is one
+		if err := renew(); err != nil {
+			t.Errorf("rebuild() beside a build that failed = %v", err)
+		}
+	}
+	all, err := h.store.ListBuilds(ctx, tmpl.ID)
+	if err != nil || len(all) != 3 {
+		t.Fatalf("builds = %+v, %v, want the renewal beside the two", all, err)
+	}
+	i := slices.IndexFunc(all, func(x template.Build) bool { return x.Status == template.Building })
+	if i < 0 {
+		t.Fatalf("builds = %+v, want one under way", all)
+	}
+	if of, ok := all[i].Renews(); !ok || of != b.ID || !all[i].FromRecipe() {
+		t.Errorf("the renewal is %+v", all[i])
+	}
+}
+
 // A template has memory under every tag, and each is renewed under its own.
 func TestTaggedBuilds(t *testing.T) {
 	t.Parallel()

@@ -22,8 +22,12 @@ var (
 	_ queue.Tags  = (*Store)(nil)
 )
 
-// maxBuildText bounds a line of a log, a source and a command in a record.
-const maxBuildText = 64 << 10
+const (
+	// maxBuildText bounds a line of a log and a command in a record.
+	maxBuildText = 64 << 10
+	// maxSource bounds a source, which lists have, of other teams' public templates too.
+	maxSource = 2 << 10
+)
 
 // RegisterBuild implements queue.Store.
 func (s *Store) RegisterBuild(ctx context.Context, team identity.TeamID, name string, b template.Build, most int, actor string) (t template.Template, err error) {
@@ -113,7 +117,7 @@ func (s *Store) BeginBuild(ctx context.Context, team identity.TeamID, b template
 			return e
 		}
 		n, err := q.BeginBuild(ctx, db.BeginBuildParams{
-			ID: string(b.ID), Source: text(b.Source, maxBuildText), StartCmd: text(b.Start, maxBuildText), ReadyCmd: text(b.Ready, maxBuildText),
+			ID: string(b.ID), Source: text(b.Source, maxSource), StartCmd: text(b.Start, maxBuildText), ReadyCmd: text(b.Ready, maxBuildText),
 		})
 		if err != nil {
 			return fmt.Errorf("write build: %w", err)
@@ -138,11 +142,39 @@ func (s *Store) AttemptBuild(ctx context.Context, id template.BuildID) error {
 		if err != nil {
 			return fmt.Errorf("write recipe: %w", err)
 		}
-		if n == 0 {
-			return fmt.Errorf("build %q: %w", id, errdefs.ErrNotFound)
+		if n > 0 {
+			return nil
+		}
+		return cmp.Or(uncancelled(ctx, q, id), fmt.Errorf("build %q: %w", id, errdefs.ErrNotFound))
+	})
+}
+
+// uncancelled returns queue.ErrCancelled when a build has a recipe still, where one
+// that is not cancelled has none any more.
+func uncancelled(ctx context.Context, q *db.Queries, id template.BuildID) error {
+	n, err := q.CountRecipes(ctx, string(id))
+	if err != nil {
+		return fmt.Errorf("read recipe: %w", err)
+	}
+	if n > 0 {
+		return fmt.Errorf("build %q: %w", id, queue.ErrCancelled)
+	}
+	return nil
+}
+
+// endRecipe deletes the recipe of a build that ends. One whose cancelling was
+// acknowledged is not ready any more: the two statements meet at the recipe's row.
+func endRecipe(ctx context.Context, q *db.Queries, b template.Build) error {
+	if b.Status != template.Ready {
+		if err := q.DeleteRecipe(ctx, string(b.ID)); err != nil {
+			return fmt.Errorf("delete recipe: %w", err)
 		}
 		return nil
-	})
+	}
+	if err := q.DeleteLiveRecipe(ctx, string(b.ID)); err != nil {
+		return fmt.Errorf("delete recipe: %w", err)
+	}
+	return uncancelled(ctx, q, b.ID)
 }
 
 // RetractAttempt implements queue.Store.
@@ -199,14 +231,14 @@ func (s *Store) FinishBuild(ctx context.Context, b template.Build, actor string)
 		if row.Status != string(template.Building) && row.Status != string(template.Waiting) {
 			return fmt.Errorf("build %q ended already, in state %s: %w", b.ID, row.Status, errdefs.ErrFailedPrecondition)
 		}
+		if err := endRecipe(ctx, q, b); err != nil {
+			return err
+		}
 		if err := putBuild(ctx, q, b); err != nil {
 			return err
 		}
-		if err := q.DeleteRecipe(ctx, string(b.ID)); err != nil {
-			return fmt.Errorf("delete recipe: %w", err)
-		}
 		if b.Status == template.Ready {
-			tags, err := freeTags(ctx, q, b.Template, row.CreatedAt, b.Tags)
+			tags, err := freeTags(ctx, q, row, b.Tags)
 			if err != nil {
 				return err
 			}

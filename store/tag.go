@@ -40,22 +40,27 @@ func tagBuild(ctx context.Context, q *db.Queries, t template.ID, b template.Buil
 	return nil
 }
 
-// freeTags returns those of tags that no build has which was registered after a
-// time: an older build that takes longer, for one a renewal of saved memory, does
-// not put itself before a newer one.
-func freeTags(ctx context.Context, q *db.Queries, t template.ID, registered int64, tags []string) ([]string, error) {
+// freeTags returns those of tags that a build may take when it ends: none of a build
+// that was registered after it, as an older one that takes longer does not put itself
+// before a newer one. A renewal of saved memory takes only what the build still has that
+// it renews: what was done to tags meanwhile stays done.
+func freeTags(ctx context.Context, q *db.Queries, b db.Build, tags []string) ([]string, error) {
+	renewed, renewal := template.Build{Source: b.Source}.Renews()
 	var free []string
 	for _, tag := range tags {
-		rows, err := q.TemplateTag(ctx, db.TemplateTagParams{TemplateID: string(t), Tag: tag})
+		rows, err := q.TemplateTag(ctx, db.TemplateTagParams{TemplateID: b.TemplateID, Tag: tag})
 		if err != nil {
 			return nil, fmt.Errorf("read tag: %w", err)
+		}
+		if renewal && (len(rows) == 0 || rows[0].BuildID != string(renewed)) {
+			continue
 		}
 		if len(rows) > 0 {
 			holder, err := q.GetBuild(ctx, rows[0].BuildID)
 			if err != nil {
 				return nil, fmt.Errorf("read build of tag %q: %w", tag, err)
 			}
-			if holder.CreatedAt > registered {
+			if holder.CreatedAt > b.CreatedAt {
 				continue
 			}
 		}

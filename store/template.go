@@ -78,7 +78,7 @@ func putBuild(ctx context.Context, q *db.Queries, b template.Build) error {
 	var p packer
 	row := db.PutBuildParams{
 		ID: string(b.ID), TemplateID: string(b.Template), Status: string(b.Status), Reason: text(b.Reason, maxReason),
-		Source: b.Source, RootfsDigest: b.Rootfs.Digest, Rootfs: p.json(b.Rootfs), Resources: p.json(b.Resources),
+		Source: text(b.Source, maxSource), RootfsDigest: b.Rootfs.Digest, Rootfs: p.json(b.Rootfs), Resources: p.json(b.Resources),
 		DefaultUser: b.User, Workdir: b.Workdir, Env: p.json(b.Env),
 		CreatedAt: millis(b.CreatedAt), FinishedAt: millis(b.FinishedAt),
 		Artifact: p.json(b.Artifact), Sealed: b.Sealed, SandboxID: b.Sandbox,

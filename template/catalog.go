@@ -66,7 +66,8 @@ func (c *Catalog) BuildTar(ctx context.Context, team identity.TeamID, name strin
 	})
 }
 
-// record stores a finished build under a name.
+// record stores a finished build under a name. Only a template that it makes is
+// public when asked for: one that is there stays as its team has it.
 func (c *Catalog) record(ctx context.Context, team identity.TeamID, name string, public bool, started time.Time, b Build) (Template, Build, error) {
 	now := time.Now().UTC()
 	t, err := c.store.GetTemplate(ctx, team, name)
@@ -76,7 +77,7 @@ func (c *Catalog) record(ctx context.Context, team identity.TeamID, name string,
 	case err == nil && t.Team == team:
 	case err == nil || errdefs.IsNotFound(err):
 		// Another team's public template of that name stays theirs.
-		t = Template{ID: newID(), Team: team, Names: []string{name}, CreatedAt: now}
+		t = Template{ID: newID(), Team: team, Names: []string{name}, Public: public, CreatedAt: now}
 	default:
 		return Template{}, Build{}, fmt.Errorf("record template %s: %w", name, err)
 	}
@@ -84,7 +85,6 @@ func (c *Catalog) record(ctx context.Context, team identity.TeamID, name string,
 	b.Template = t.ID
 	b.Status = Ready
 	b.CreatedAt, b.FinishedAt = started.UTC(), now
-	t.Public = t.Public || public
 	t.Current = b.ID
 	t.UpdatedAt = now
 	if err := c.store.PutTemplate(ctx, t, b); err != nil {

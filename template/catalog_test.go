@@ -278,6 +278,16 @@ func TestCatalogBuildTar(t *testing.T) {
 	}
 }
 
+// A template that is there is not published by another build of it.
+func TestRebuiltStaysPrivate(t *testing.T) {
+	t.Parallel()
+	c, _, _ := newCatalog(t)
+	mustBuild(t, c, identity.DefaultTeam, "mine", "one", template.TarOptions{})
+	if got, _ := mustBuild(t, c, identity.DefaultTeam, "mine", "two", template.TarOptions{Public: true}); got.Public {
+		t.Error("a private template was published")
+	}
+}
+
 func TestCatalogDeleteAndGC(t *testing.T) {
 	t.Parallel()
 	c, store, images := newCatalog(t)
@@ -367,6 +377,22 @@ func TestEnsureStockOwn(t *testing.T) {
 	}
 	if _, _, _, err := c.Lock(t.Context(), identity.DefaultTeam, template.DevName); !errdefs.IsNotFound(err) {
 		t.Errorf("Lock of a recipe's = %v, want not found", err)
+	}
+	// Notes on the files do not make it the stock template: imports have some.
+	if err := images.SetNotes(rootfs.Digest, []byte(`{"source":"archive"}`)); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{"archive of an image", "image debian", "template base", "renewal of b0, archive of an image"} {
+		build.Source = source
+		if err := m.PutTemplate(t.Context(), own, build); err != nil {
+			t.Fatal(err)
+		}
+		for _, force := range []bool{false, true} {
+			got, _, err := c.EnsureStock(t.Context(), template.DevName, template.BaseOptions{Force: force})
+			if errdefs.IsAlreadyExists(err) != force || !force && got.ID != own.ID {
+				t.Errorf("EnsureStock over a build of %q, by force %t = %v, %v", source, force, got.ID, err)
+			}
+		}
 	}
 	// Of another team, and public: ours would be built beside it.
 	theirs := template.Template{ID: "theirs", Team: "ann", Public: true, Names: []string{template.MinimalName}, Current: "b2"}

@@ -87,10 +87,18 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 }
 
 // own says whether a template under a stock template's name is one that the team
-// has made itself, of a recipe or a snapshot: there are no notes on its files.
+// has made itself. Notes on its files say nothing of that: imports and images have
+// some too.
 func (c *Catalog) own(t Template, b Build) bool {
-	_, err := LoadManifest(c.images, b.Rootfs.Digest)
-	return t.Kind == KindSnapshot || errdefs.IsNotFound(err)
+	if t.Kind == KindSnapshot || b.FromSandbox() {
+		return true
+	}
+	if !b.FromRecipe() {
+		return false
+	}
+	// A stock template on which only its start command was run has the files of one.
+	m, err := LoadManifest(c.images, b.Rootfs.Digest)
+	return err != nil || m.Recipe == "" || b.Source != FromTemplate+first(t.Names)
 }
 
 // current says whether a build of a stock template need not be made again. One of

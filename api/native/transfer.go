@@ -2,14 +2,12 @@ package native
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"mime"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -18,9 +16,6 @@ import (
 	"github.com/caisson-dev/caisson/internal/apierr"
 	"github.com/caisson-dev/caisson/template/transfer"
 )
-
-// exportStall is how long a client may take nothing of an archive.
-const exportStall = time.Minute
 
 // ExportTemplate implements nativeapi.StrictServerInterface.
 func (s *server) ExportTemplate(ctx context.Context, r nativeapi.ExportTemplateRequestObject) (nativeapi.ExportTemplateResponseObject, error) {
@@ -54,39 +49,17 @@ func (x *exported) VisitExportTemplateResponse(w http.ResponseWriter) error {
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": x.export.Name + ".tar"}))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
-	out := &hurried{w: w, c: http.NewResponseController(w)}
+	out, end := api.PatientWriter(w)
 	err := x.export.Write(x.ctx, out)
 	if err == nil {
-		_ = out.c.SetWriteDeadline(time.Time{})
+		end()
 		return nil
 	}
-	if x.ctx.Err() == nil && !errors.Is(err, errSlow) {
+	if x.ctx.Err() == nil && !api.IsSlow(err) {
 		x.log.ErrorContext(x.ctx, "an export ended in the middle", slog.Any("error", err))
 	}
 	// The client was promised more: only a broken connection tells it.
 	panic(http.ErrAbortHandler)
-}
-
-var errSlow = errors.New("the client takes nothing")
-
-// hurried gives up on a client that takes nothing.
-type hurried struct {
-	w     io.Writer
-	c     *http.ResponseController
-	until time.Time
-}
-
-// Write implements io.Writer.
-func (h *hurried) Write(p []byte) (int, error) {
-	if now := time.Now(); h.until.Sub(now) < exportStall/2 {
-		h.until = now.Add(exportStall)
-		_ = h.c.SetWriteDeadline(h.until)
-	}
-	n, err := h.w.Write(p)
-	if err != nil {
-		err = errors.Join(errSlow, err)
-	}
-	return n, err
 }
 
 type uploadKey struct{}

@@ -10,7 +10,7 @@ import (
 )
 
 const attemptRecipe = `-- name: AttemptRecipe :execrows
-UPDATE build_recipes SET attempts = attempts + 1 WHERE build_id = $1
+UPDATE build_recipes SET attempts = attempts + 1 WHERE build_id = $1 AND cancelled = 0
 `
 
 func (q *Queries) AttemptRecipe(ctx context.Context, buildID string) (int64, error) {
@@ -196,6 +196,17 @@ func (q *Queries) CountBuilds(ctx context.Context, status string) (int64, error)
 	return count, err
 }
 
+const countRecipes = `-- name: CountRecipes :one
+SELECT COUNT(*) FROM build_recipes WHERE build_id = $1
+`
+
+func (q *Queries) CountRecipes(ctx context.Context, buildID string) (int64, error) {
+	row := q.queryRow(ctx, q.countRecipesStmt, countRecipes, buildID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countTeamBuilds = `-- name: CountTeamBuilds :one
 SELECT COUNT(*) FROM builds JOIN templates ON templates.id = builds.template_id
 WHERE templates.team_id = $1 AND builds.status = $2
@@ -211,6 +222,15 @@ func (q *Queries) CountTeamBuilds(ctx context.Context, arg CountTeamBuildsParams
 	var count int64
 	err := row.Scan(&count)
 	return count, err
+}
+
+const deleteLiveRecipe = `-- name: DeleteLiveRecipe :exec
+DELETE FROM build_recipes WHERE build_id = $1 AND cancelled = 0
+`
+
+func (q *Queries) DeleteLiveRecipe(ctx context.Context, buildID string) error {
+	_, err := q.exec(ctx, q.deleteLiveRecipeStmt, deleteLiveRecipe, buildID)
+	return err
 }
 
 const deleteRecipe = `-- name: DeleteRecipe :exec

@@ -69,6 +69,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	if q.countKeysStmt, err = db.PrepareContext(ctx, countKeys); err != nil {
 		return nil, fmt.Errorf("error preparing query CountKeys: %w", err)
 	}
+	if q.countRecipesStmt, err = db.PrepareContext(ctx, countRecipes); err != nil {
+		return nil, fmt.Errorf("error preparing query CountRecipes: %w", err)
+	}
 	if q.countRunningStmt, err = db.PrepareContext(ctx, countRunning); err != nil {
 		return nil, fmt.Errorf("error preparing query CountRunning: %w", err)
 	}
@@ -92,6 +95,9 @@ func Prepare(ctx context.Context, db DBTX) (*Queries, error) {
 	}
 	if q.deleteKeptNamesStmt, err = db.PrepareContext(ctx, deleteKeptNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteKeptNames: %w", err)
+	}
+	if q.deleteLiveRecipeStmt, err = db.PrepareContext(ctx, deleteLiveRecipe); err != nil {
+		return nil, fmt.Errorf("error preparing query DeleteLiveRecipe: %w", err)
 	}
 	if q.deleteLostNamesStmt, err = db.PrepareContext(ctx, deleteLostNames); err != nil {
 		return nil, fmt.Errorf("error preparing query DeleteLostNames: %w", err)
@@ -464,6 +470,11 @@ func (q *Queries) Close() error {
 			err = fmt.Errorf("error closing countKeysStmt: %w", cerr)
 		}
 	}
+	if q.countRecipesStmt != nil {
+		if cerr := q.countRecipesStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing countRecipesStmt: %w", cerr)
+		}
+	}
 	if q.countRunningStmt != nil {
 		if cerr := q.countRunningStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing countRunningStmt: %w", cerr)
@@ -502,6 +513,11 @@ func (q *Queries) Close() error {
 	if q.deleteKeptNamesStmt != nil {
 		if cerr := q.deleteKeptNamesStmt.Close(); cerr != nil {
 			err = fmt.Errorf("error closing deleteKeptNamesStmt: %w", cerr)
+		}
+	}
+	if q.deleteLiveRecipeStmt != nil {
+		if cerr := q.deleteLiveRecipeStmt.Close(); cerr != nil {
+			err = fmt.Errorf("error closing deleteLiveRecipeStmt: %w", cerr)
 		}
 	}
 	if q.deleteLostNamesStmt != nil {
@@ -1043,6 +1059,7 @@ type Queries struct {
 	countBuildTagsStmt          *sql.Stmt
 	countBuildsStmt             *sql.Stmt
 	countKeysStmt               *sql.Stmt
+	countRecipesStmt            *sql.Stmt
 	countRunningStmt            *sql.Stmt
 	countTeamBuildsStmt         *sql.Stmt
 	countTeamSandboxesStmt      *sql.Stmt
@@ -1051,6 +1068,7 @@ type Queries struct {
 	deleteBuildStmt             *sql.Stmt
 	deleteEventsStmt            *sql.Stmt
 	deleteKeptNamesStmt         *sql.Stmt
+	deleteLiveRecipeStmt        *sql.Stmt
 	deleteLostNamesStmt         *sql.Stmt
 	deleteMarkStmt              *sql.Stmt
 	deleteOldBuildsStmt         *sql.Stmt
@@ -1169,6 +1187,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		countBuildTagsStmt:          q.countBuildTagsStmt,
 		countBuildsStmt:             q.countBuildsStmt,
 		countKeysStmt:               q.countKeysStmt,
+		countRecipesStmt:            q.countRecipesStmt,
 		countRunningStmt:            q.countRunningStmt,
 		countTeamBuildsStmt:         q.countTeamBuildsStmt,
 		countTeamSandboxesStmt:      q.countTeamSandboxesStmt,
@@ -1177,6 +1196,7 @@ func (q *Queries) WithTx(tx *sql.Tx) *Queries {
 		deleteBuildStmt:             q.deleteBuildStmt,
 		deleteEventsStmt:            q.deleteEventsStmt,
 		deleteKeptNamesStmt:         q.deleteKeptNamesStmt,
+		deleteLiveRecipeStmt:        q.deleteLiveRecipeStmt,
 		deleteLostNamesStmt:         q.deleteLostNamesStmt,
 		deleteMarkStmt:              q.deleteMarkStmt,
 		deleteOldBuildsStmt:         q.deleteOldBuildsStmt,

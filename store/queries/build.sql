@@ -13,7 +13,7 @@ WHERE id = @id AND status = 'waiting';
 INSERT INTO build_recipes (build_id, sealed, attempts) VALUES ($1, $2, 0);
 
 -- name: AttemptRecipe :execrows
-UPDATE build_recipes SET attempts = attempts + 1 WHERE build_id = $1;
+UPDATE build_recipes SET attempts = attempts + 1 WHERE build_id = $1 AND cancelled = 0;
 
 -- name: RetractRecipe :exec
 UPDATE build_recipes SET attempts = attempts - 1 WHERE build_id = $1 AND attempts > 0;
@@ -25,6 +25,12 @@ WHERE build_id = $1
 
 -- name: DeleteRecipe :exec
 DELETE FROM build_recipes WHERE build_id = $1;
+
+-- name: DeleteLiveRecipe :exec
+DELETE FROM build_recipes WHERE build_id = $1 AND cancelled = 0;
+
+-- name: CountRecipes :one
+SELECT COUNT(*) FROM build_recipes WHERE build_id = $1;
 
 -- name: PendingRecipes :many
 SELECT build_recipes.build_id, build_recipes.sealed, build_recipes.attempts, build_recipes.cancelled, builds.template_id, templates.team_id

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"testing"
@@ -131,7 +132,7 @@ func buildLife(t *testing.T, s *store.Store) {
 			kinds = append(kinds, ev.Type)
 		}
 	}
-	if diff := cmp.Diff([]string{"template.build_registered", "template.build_started", "template.build_cancelled", "template.build_finished"}, kinds); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{"template.build_registered", "template.build_started", "template.build_finished"}, kinds); diff != "" || err != nil {
 		t.Errorf("events = %v (-want +got):\n%s", err, diff)
 	}
 	if err := s.DeleteTemplate(t.Context(), tmpl.ID); err != nil {
@@ -165,13 +166,49 @@ func buildAttempts(t *testing.T, s *store.Store, tmpl template.ID, b, second tem
 	if err := s.CancelBuild(t.Context(), "other", second, "k"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("CancelBuild() of one that waits = %v, want failed precondition", err)
 	}
-	if err := s.CancelBuild(t.Context(), "other", b, "k"); err != nil {
-		t.Errorf("CancelBuild() = %v", err)
-	}
 	pending, err = s.PendingBuilds(t.Context())
-	want[0].Attempts, want[0].Cancelled = 0, true
+	want[0].Attempts = 0
 	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
 		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
+	}
+}
+
+// cancelledBuilds sees that one whose cancelling was acknowledged is neither begun nor ready.
+func cancelledBuilds(t *testing.T, s *store.Store) {
+	b := waiting("v1")
+	tmpl, err := s.RegisterBuild(t.Context(), "other", "mine", b, 0, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Template = tmpl.ID
+	if err := s.BeginBuild(t.Context(), "other", b, "sealed", queue.Limits{}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CancelBuild(t.Context(), "other", b, "k"); err != nil {
+		t.Fatalf("CancelBuild() = %v", err)
+	}
+	pending, err := s.PendingBuilds(t.Context())
+	want := []template.Pending{{Build: b.ID, Template: tmpl.ID, Team: "other", Sealed: "sealed", Cancelled: true}}
+	if diff := cmp.Diff(want, pending); diff != "" || err != nil {
+		t.Errorf("PendingBuilds() = %v (-want +got):\n%s", err, diff)
+	}
+	if err := s.AttemptBuild(t.Context(), b.ID); !errors.Is(err, queue.ErrCancelled) {
+		t.Errorf("AttemptBuild() = %v, want ErrCancelled", err)
+	}
+	ready := b
+	ready.Status, ready.FinishedAt = template.Ready, now()
+	if err := s.FinishBuild(t.Context(), ready, "k"); !errors.Is(err, queue.ErrCancelled) {
+		t.Errorf("FinishBuild(ready) = %v, want ErrCancelled", err)
+	}
+	if got, err := s.GetBuild(t.Context(), b.ID); err != nil || got.Status != template.Building {
+		t.Errorf("GetBuild() = %+v, %v, want it building still", got, err)
+	}
+	if _, err := s.TaggedBuild(t.Context(), tmpl.ID, "v1"); !errdefs.IsNotFound(err) {
+		t.Errorf("TaggedBuild() = %v, want not found", err)
+	}
+	b.Status, b.FinishedAt, b.Reason = template.Failed, now(), "cancelled"
+	if err := s.FinishBuild(t.Context(), b, "k"); err != nil {
+		t.Errorf("FinishBuild(failed) = %v", err)
 	}
 }
 
@@ -375,6 +412,45 @@ func buildOrder(t *testing.T, s *store.Store) {
 	}
 	if slices.Sort(ids); err != nil || !slices.Equal(ids, []snapshot.ID{"quick", "slow"}) {
 		t.Errorf("Artifacts() = %v, %v", ids, err)
+	}
+}
+
+// renewals sees that a renewal of memory takes no tag that was moved or removed while
+// it was built.
+func renewals(t *testing.T, s *store.Store) {
+	t.Helper()
+	old := waiting("default", "kept", "moved", "removed")
+	finish := func(b template.Build) template.Template {
+		t.Helper()
+		tmpl, err := s.RegisterBuild(t.Context(), "other", "mine", b, 0, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Template = tmpl.ID
+		b.Status, b.FinishedAt = template.Ready, now()
+		if err := s.FinishBuild(t.Context(), b, "k"); err != nil {
+			t.Fatal(err)
+		}
+		return tmpl
+	}
+	old.CreatedAt = old.CreatedAt.Add(-time.Minute)
+	finish(old)
+	other := waiting("another")
+	other.CreatedAt = old.CreatedAt
+	tmpl := finish(other)
+	if _, err := s.AssignTags(t.Context(), tmpl.ID, "another", []string{"moved"}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveTags(t.Context(), tmpl.ID, []string{"removed"}, "k"); err != nil {
+		t.Fatal(err)
+	}
+	renewal := waiting("default", "kept", "moved", "removed")
+	renewal.Source = template.RenewalSource(old)
+	finish(renewal)
+	for tag, want := range map[string]template.BuildID{"default": renewal.ID, "kept": renewal.ID, "moved": other.ID, "removed": ""} {
+		if got, err := s.TaggedBuild(t.Context(), tmpl.ID, tag); got != want || (err != nil) != (want == "") {
+			t.Errorf("TaggedBuild(%s) = %v, %v, want %v", tag, got, err, want)
+		}
 	}
 }
 

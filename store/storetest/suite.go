@@ -43,6 +43,8 @@ func Run(t *testing.T, newStore func(t *testing.T) *store.Store) {
 		"templates":           templates,
 		"template deletion":   templateDeletion,
 		"builds":              buildLife,
+		"cancelled builds":    cancelledBuilds,
+		"renewals":            renewals,
 		"discarded builds":    discarded,
 		"build logs":          buildLogs,
 		"build tags":          buildTags,

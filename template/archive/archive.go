@@ -50,6 +50,8 @@ const (
 	maxEntries = 10_000
 	// maxCommand bounds the start and ready commands, as recipes do.
 	maxCommand = 32 << 10
+	// maxSource bounds where a template says that it is from.
+	maxSource = 1 << 10
 )
 
 // About is what an image has no words for.

@@ -272,6 +272,39 @@ func blobOf(t *testing.T, files map[string][]byte, word string) string {
 	return ""
 }
 
+// sparseFile is an archive with a file that is all hole, which the standard writer does
+// not make.
+func sparseFile(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	var records string
+	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=index.json", "GNU.sparse.realsize=100"} {
+		records += fmt.Sprintf("%d %s\n", len(r)+4, r) // two digits, a space and the end of the line
+	}
+	for _, body := range []string{records, "0\n" + strings.Repeat("\x00", 510)} {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "x", Size: int64(len(body))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(tw, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The first file becomes the header of the second.
+	raw := b.Bytes()
+	raw[156] = tar.TypeXHeader
+	copy(raw[148:156], "        ")
+	sum := 0
+	for _, c := range raw[:512] {
+		sum += int(c)
+	}
+	copy(raw[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return raw
+}
+
 func TestRefuses(t *testing.T) {
 	t.Parallel()
 	good := write(t, source(t, rootfs(t)))
@@ -303,6 +336,7 @@ func TestRefuses(t *testing.T) {
 		}
 		return b.Bytes()
 	}()
+	sparse := sparseFile(t)
 	index := func(m v1.Manifest, config string) func(map[string][]byte) {
 		return func(files map[string][]byte) {
 			cfg := []byte(config)
@@ -346,6 +380,16 @@ func TestRefuses(t *testing.T) {
 		"truncated": {good[:len(good)-2000], "damaged or truncated", errdefs.IsInvalidArgument},
 		"cut short": {good[:700], "is no image", errdefs.IsInvalidArgument},
 		"no image":  {edit(t, good, func(f map[string][]byte) { clear(f); f["etc/passwd"] = nil }), "is no image", errdefs.IsInvalidArgument},
+		"sparse":    {sparse, "a sparse file", errdefs.IsInvalidArgument},
+		"one layer, many times": {edit(t, good, func(f map[string][]byte) {
+			layer := make([]byte, 1<<20)
+			h, n, err := v1.SHA256(bytes.NewReader(layer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f["blobs/sha256/"+h.Hex] = layer
+			index(v1.Manifest{Layers: slices.Repeat([]v1.Descriptor{{Digest: h, Size: n}}, 3)}, `{}`)(f)
+		}), "twice those of the archive", errdefs.IsResourceExhausted},
 		"two files": {twice, "two files", errdefs.IsInvalidArgument},
 		"many":      {many, "more than 10000 files", errdefs.IsResourceExhausted},
 		"huge text": {edit(t, good, func(f map[string][]byte) { f["index.json"] = make([]byte, 5<<20) }), "at most", errdefs.IsResourceExhausted},
@@ -365,6 +409,8 @@ func TestRefuses(t *testing.T) {
 		"version":    {edit(t, good, index(v1.Manifest{}, label(`{"version":9}`))), "version 9", errdefs.IsInvalidArgument},
 		"label":      {edit(t, good, index(v1.Manifest{}, label(`no JSON`))), "the label", errdefs.IsInvalidArgument},
 		"command":    {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"start":"`+strings.Repeat("x", 40_000)+`"}`))), "longer than", errdefs.IsInvalidArgument},
+		"source":     {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"source":"`+strings.Repeat("x", 1025)+`"}`))), "source is longer", errdefs.IsInvalidArgument},
+		"escape":     {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"source":"\u001b[2J"}`))), "cannot be printed", errdefs.IsInvalidArgument},
 		"resources":  {edit(t, good, index(v1.Manifest{}, label(`{"version":1,"resources":{"cpus":-1}}`))), "negative", errdefs.IsInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,6 +26,8 @@ type Archive struct {
 	f     io.ReaderAt
 	size  int64
 	files map[string]member
+	// layerBytes is what all layers have together.
+	layerBytes int64
 	// config is the digest of the configuration, as hex.
 	config string
 
@@ -94,6 +97,7 @@ func (a *Archive) list(ctx context.Context) error {
 		}
 	}
 	t := tar.NewReader(io.NewSectionReader(a.f, 0, a.size))
+	left := a.size
 	for i := 0; ; i++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -110,6 +114,15 @@ func (a *Archive) list(ctx context.Context) error {
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
+		}
+		// A sparse file is longer than what there is of it.
+		for key := range h.PAXRecords {
+			if strings.HasPrefix(key, "GNU.sparse.") {
+				return invalid("the archive has a sparse file %.200q", h.Name)
+			}
+		}
+		if left -= h.Size; left < 0 {
+			return invalid("the archive is damaged or truncated: its files are longer than it is")
 		}
 		name := path.Clean(h.Name)
 		if a.has(name) {
@@ -228,6 +241,10 @@ func (a *Archive) addLayer(d v1.Descriptor, name string) error {
 	if len(a.Layers) >= maxLayers {
 		return invalid("the image has more than %d layers", maxLayers)
 	}
+	// The same layer may be there twice, and is then read twice.
+	if a.layerBytes += d.Size; a.layerBytes > 2*a.size {
+		return fmt.Errorf("the image's layers have more than %d bytes, twice those of the archive: %w", 2*a.size, errdefs.ErrResourceExhausted)
+	}
 	a.Layers = append(a.Layers, Layer{Descriptor: d, name: name})
 	return nil
 }
@@ -322,9 +339,26 @@ func (a *Archive) readAbout() error {
 		return invalid("the template was exported by another version of Caisson, whose archives (version %d) are not read here", about.Version)
 	case len(about.Start) > maxCommand || len(about.Ready) > maxCommand || strings.ContainsRune(about.Start+about.Ready, 0):
 		return invalid("the template's start or ready command is longer than %d bytes, or holds a NUL", maxCommand)
+	case about.Source != printable(about.Source):
+		return invalid("the template's source is longer than %d bytes, or holds what cannot be printed", maxSource)
 	case r.CPUs < 0 || r.MemoryMiB < 0 || r.DiskMiB < 0 || r.Processes < 0:
 		return invalid("the template's resources are negative")
 	}
 	a.About = &about
 	return nil
+}
+
+// printable is a source as it may stand in an archive: other teams see it in lists and
+// on their terminals.
+func printable(source string) string {
+	source = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, source)
+	if len(source) > maxSource {
+		source = strings.ToValidUTF8(source[:maxSource], "")
+	}
+	return source
 }

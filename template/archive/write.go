@@ -75,7 +75,7 @@ func New(ctx context.Context, s Source) (*Export, error) {
 	layer.write = func(ctx context.Context, w io.Writer) error {
 		return zipped(w, func(w io.Writer) error { return s.Image.WriteTar(ctx, w) })
 	}
-	s.About.Version = version
+	s.About.Version, s.About.Source = version, printable(s.About.Source)
 	about, err := json.Marshal(s.About)
 	if err != nil {
 		return nil, fmt.Errorf("encode template: %w", err)

@@ -96,17 +96,16 @@ type writing struct {
 	whiteouts bool
 	// finish completes the tree, or refuses it.
 	finish func(*erofs.Writer) error
-	// packages are kept beside the image, as somebody says that they are in it.
-	packages []template.Package
-	log      func(string)
+	log    func(string)
 	// warn is told what an image cannot hold, and was left out.
 	warn func(string)
 }
 
 // write makes one image of layers.
 func (p *Puller) write(ctx context.Context, o writing) (image.Rootfs, error) {
-	// The key of a recipe is not taken from anybody: by it stock templates are found.
-	notes := template.Manifest{Source: o.source, CreatedAt: time.Now().UTC(), Packages: o.packages}
+	// Nothing is taken from what an archive says of its recipe and packages: the notes
+	// are for all teams that have the same image, and by them stock templates are found.
+	notes := template.Manifest{Source: o.source, CreatedAt: time.Now().UTC()}
 	rootfs, err := p.o.Images.Put(ctx, func(out *os.File) error {
 		w, err := erofs.NewWriter(out, erofs.Options{Limits: p.o.Limits, Devices: erofs.DropDevices, Whiteouts: o.whiteouts})
 		if err != nil {
@@ -135,8 +134,10 @@ func (p *Puller) write(ctx context.Context, o writing) (image.Rootfs, error) {
 	for _, warning := range notes.Warnings[:min(len(notes.Warnings), 10)] {
 		o.warn(warning)
 	}
-	// The same image may have been built here: then that is what is known of it.
-	if _, err := p.o.Images.Notes(rootfs.Digest); !errdefs.IsNotFound(err) {
+	// The same image may have been built or pulled here: then that is what is known of it.
+	if known, err := template.LoadManifest(p.o.Images, rootfs.Digest); err == nil && known.Source != archiveNotes {
+		return rootfs, nil
+	} else if err != nil && !errdefs.IsNotFound(err) {
 		return rootfs, err
 	}
 	return rootfs, p.o.Images.SetNotes(rootfs.Digest, text)

@@ -16,6 +16,8 @@ const (
 	// maxUser and maxWorkdir bound what a configuration says of commands.
 	maxUser    = 128
 	maxWorkdir = 4095
+	// archiveNotes is the source of an image that is known from an archive alone.
+	archiveNotes = "archive"
 )
 
 // Unpacked is what an archive holds.
@@ -58,7 +60,7 @@ func (p *Puller) Unpack(ctx context.Context, a *archive.Archive, warn func(strin
 		return u, err
 	}
 	o := writing{
-		source: "archive", log: func(string) {}, warn: warn,
+		source: archiveNotes, log: func(string) {}, warn: warn,
 		// A template's one layer deletes nothing, whatever its files are called.
 		whiteouts: a.About == nil || len(a.Layers) > 1,
 		finish: func(w *erofs.Writer) error {
@@ -70,9 +72,6 @@ func (p *Puller) Unpack(ctx context.Context, a *archive.Archive, warn func(strin
 			}
 			return template.Finalise(w)
 		},
-	}
-	if a.About != nil && a.About.Recipe != nil {
-		o.packages = a.About.Recipe.Packages
 	}
 	for _, l := range a.Layers {
 		o.layers = append(o.layers, layer{l.Descriptor, func() (io.ReadCloser, error) { return a.OpenLayer(l) }})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
@@ -39,10 +40,17 @@ type Imported struct {
 	Settle func(context.Context, template.BuildID) error
 }
 
+// ErrUnsettled says that what became of an import could not be read: its memory must
+// not be deleted. What nothing refers to goes with the next sweep.
+var ErrUnsettled = errors.New("it is not known what became of the import")
+
+// settleTimeout bounds each of the steps at the end of an import.
+const settleTimeout = time.Minute
+
 // Import makes a build of the team's template of that name. It is ready when Import returns, unless
 // it has a start command without memory: then it is building, and goes the way of all
 // builds. Either way its tags move when it is ready. Errors are those of
-// Register and Start, and Settle's; after one nothing was changed.
+// Register and Start, and Settle's; after one nothing was changed, but with ErrUnsettled.
 func (q *Queue) Import(ctx context.Context, who identity.Principal, i Imported) (template.Template, template.Build, error) {
 	ref, tags, err := Request{Name: i.Name, Tags: i.Tags}.names(who)
 	if err != nil {
@@ -58,7 +66,7 @@ func (q *Queue) Import(ctx context.Context, who identity.Principal, i Imported) 
 	}
 	b := template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: template.NewID(), Status: template.Waiting, Resources: res, Tags: tags,
-		CreatedAt: now(), Source: importSource + i.Source, Rootfs: i.Rootfs, User: i.User, Workdir: i.Workdir, Env: i.Env,
+		CreatedAt: now(), Source: template.FromArchive + i.Source, Rootfs: i.Rootfs, User: i.User, Workdir: i.Workdir, Env: i.Env,
 	}
 	if b.Start, b.Ready = i.Start, i.Ready; build {
 		b.Start, b.Ready = commands(Recipe{Start: i.Start, Ready: i.Ready}, nil)
@@ -68,10 +76,13 @@ func (q *Queue) Import(ctx context.Context, who identity.Principal, i Imported) 
 		return template.Template{}, template.Build{}, err
 	}
 	b.Template = t.ID
+	// From here on it is settled whether the caller waits or not.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
 	if err := q.settle(ctx, who, &b, i, build); err != nil {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
-		defer cancel()
-		return template.Template{}, template.Build{}, errors.Join(err, q.deps.Store.DiscardBuild(clean, b, who.KeyID))
+		if b, err = q.unsettled(context.WithoutCancel(ctx), who, b, err); err != nil {
+			return template.Template{}, template.Build{}, err
+		}
 	}
 	q.deps.Log.InfoContext(ctx, "template imported", slog.String("build", string(b.ID)), slog.String("template", string(t.ID)),
 		slog.String("team", string(who.Team)), slog.String("rootfs", b.Rootfs.Digest), slog.Bool("memory", b.Artifact != nil))
@@ -93,12 +104,50 @@ func (q *Queue) settle(ctx context.Context, who identity.Principal, b *template.
 	if err != nil {
 		return err
 	}
+	pending := template.Pending{Build: b.ID, Template: b.Template, Team: who.Team, Sealed: sealed}
 	if err := q.deps.Store.BeginBuild(ctx, who.Team, *b, sealed, q.cfg.Limits, who.KeyID); err != nil {
-		return err
+		var got template.Build
+		if rerr := q.again(context.WithoutCancel(ctx), b.ID, &got); rerr != nil || got.Status != template.Building {
+			return errors.Join(err, rerr)
+		}
 	}
 	b.Status = template.Building
-	q.enqueue(template.Pending{Build: b.ID, Template: b.Template, Team: who.Team, Sealed: sealed})
+	q.enqueue(pending)
 	return nil
+}
+
+// again reads a build of which it is not known what a statement has done, or that it
+// is not there any more.
+func (q *Queue) again(ctx context.Context, id template.BuildID, b *template.Build) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return insist(ctx, func(ctx context.Context) (err error) {
+		*b, err = q.deps.Records.GetBuild(ctx, id)
+		return err
+	})
+}
+
+// unsettled is for a build whose settling failed with an error, which may only be that
+// of the answer: then it returns the build as it is. Else it is discarded, and the error
+// is ErrUnsettled, too, when that is not certain.
+func (q *Queue) unsettled(ctx context.Context, who identity.Principal, b template.Build, err error) (template.Build, error) {
+	var got template.Build
+	gerr := q.again(ctx, b.ID, &got)
+	switch {
+	case gerr == nil && (got.Status == template.Ready || got.Status == template.Building):
+		return got, nil
+	case gerr == nil && got.Status == template.Failed, errdefs.IsNotFound(gerr): // cancelled or deleted meanwhile
+		return got, err
+	}
+	clean, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	derr := insist(clean, func(ctx context.Context) error { return q.deps.Store.DiscardBuild(ctx, b, who.KeyID) })
+	if derr == nil {
+		if derr = q.again(ctx, b.ID, &got); errdefs.IsNotFound(derr) {
+			return got, err
+		}
+	}
+	return got, errors.Join(err, derr, ErrUnsettled)
 }
 
 // fitting completes the resources that a template brings along.

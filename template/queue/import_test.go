@@ -66,7 +66,7 @@ func TestImportIsReady(t *testing.T) {
 		if id, err := f.store.TaggedBuild(t.Context(), tmpl.ID, "v1"); err != nil || id != b.ID {
 			t.Errorf("TaggedBuild() = %s, %v", id, err)
 		}
-		if !queue.FromRecipe(got) {
+		if !got.FromRecipe() {
 			t.Error("what was imported under a stock template's name would be taken for one")
 		}
 	}
@@ -242,4 +242,39 @@ func TestLogSurvivesADatabaseThatWasAway(t *testing.T) {
 	if diff := cmp.Diff([]string{"base begin debian\uFFFD", "1 the step failed"}, f.log(b.ID)); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
 	}
+}
+
+// unanswered is a store that does what it is told, and whose answer is lost.
+type unanswered struct{ *store.Store }
+
+func (u unanswered) FinishBuild(ctx context.Context, b template.Build, actor string) error {
+	return errors.Join(errAway, u.Store.FinishBuild(ctx, b, actor))
+}
+
+func (u unanswered) BeginBuild(ctx context.Context, team identity.TeamID, b template.Build, sealed string, l queue.Limits, actor string) error {
+	return errors.Join(errAway, u.Store.BeginBuild(ctx, team, b, sealed, l, actor))
+}
+
+// What was written is there, although the caller has gone and the answer of the
+// database was lost.
+func TestImportIsSettled(t *testing.T) {
+	t.Parallel()
+	f := begin(t, queue.Config{})
+	f.stop()
+	f.records = unanswered{f.store}
+	f.restart(queue.Config{})
+	ctx, leave := context.WithCancel(t.Context())
+	i := imported("memory")
+	i.Start, i.Artifact = "serve", &snapshot.Artifact{ID: "a", Kind: snapshot.Memory}
+	i.Settle = func(context.Context, template.BuildID) error { leave(); return nil }
+	_, b, err := f.Import(ctx, who, i)
+	if err != nil || b.Status != template.Ready || b.Artifact == nil {
+		t.Errorf("Import() = %+v, %v, want it ready", b, err)
+	}
+	i = imported("command")
+	i.Start = "serve"
+	if _, b, err = f.Import(t.Context(), who, i); err != nil || b.Status != template.Building {
+		t.Errorf("Import() = %+v, %v, want it building", b, err)
+	}
+	<-f.exec.began
 }

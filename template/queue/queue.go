@@ -42,7 +42,8 @@ type Store interface {
 	Attempts
 	// FinishBuild ends a build. One that is ready gets its tags, all at once, but
 	// those of a build that was registered after it.
-	// errdefs.ErrNotFound when its template was deleted.
+	// errdefs.ErrNotFound when its template was deleted; ErrCancelled, and nothing is
+	// changed, for one that is ready and was cancelled.
 	FinishBuild(ctx context.Context, b template.Build, actor string) error
 	// DiscardBuild deletes a waiting build as if it had never been registered, and
 	// its template with it when that has no other build.
@@ -57,7 +58,7 @@ type Store interface {
 // Attempts keeps what a server that takes over must know of builds under way.
 type Attempts interface {
 	// AttemptBuild counts that one is begun, RetractAttempt that it was not to blame
-	// for its end.
+	// for its end. AttemptBuild returns ErrCancelled for one that was cancelled.
 	AttemptBuild(ctx context.Context, id template.BuildID) error
 	RetractAttempt(ctx context.Context, id template.BuildID) error
 	// CancelBuild notes that one must be ended; errdefs.ErrFailedPrecondition when
@@ -165,10 +166,12 @@ type job struct {
 	counted bool
 }
 
+// ErrCancelled says that a build must be ended because Cancel was called.
+var ErrCancelled = fmt.Errorf("the build was cancelled: %w", errdefs.ErrAborted)
+
 var (
-	errCancelled = fmt.Errorf("the build was cancelled: %w", errdefs.ErrAborted)
-	errDeleted   = fmt.Errorf("the template was deleted: %w", errdefs.ErrAborted)
-	errStopping  = errors.New("the server stops")
+	errDeleted  = fmt.Errorf("the template was deleted: %w", errdefs.ErrAborted)
+	errStopping = errors.New("the server stops")
 )
 
 const (
@@ -266,7 +269,7 @@ func (q *Queue) recover(ctx context.Context, ours func(template.Pending) bool) e
 		}
 		j := &job{Pending: p}
 		if p.Cancelled {
-			j.ended = errCancelled
+			j.ended = ErrCancelled
 		}
 		q.waiting = append(q.waiting, j)
 	}
@@ -337,7 +340,7 @@ func (q *Queue) Cancel(ctx context.Context, who identity.Principal, ref string, 
 	if err != nil {
 		return err
 	}
-	q.stop(func(j *job) bool { return j.Build == id }, errCancelled) // another process ends it when it looks
+	q.stop(func(j *job) bool { return j.Build == id }, ErrCancelled) // another process ends it when it looks
 	q.deps.Log.InfoContext(ctx, "build cancelled", slog.String("build", string(id)), slog.String("by", who.KeyID))
 	return nil
 }

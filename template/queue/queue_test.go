@@ -326,6 +326,58 @@ func TestCancelledWhileStopping(t *testing.T) {
 	}
 }
 
+// late is a store in which builds are cancelled by another process: right before
+// they are begun, or right before they are ready.
+type late struct {
+	*store.Store
+	cancel func(template.Build)
+	begun  bool
+}
+
+func (l *late) AttemptBuild(ctx context.Context, id template.BuildID) error {
+	if l.begun {
+		l.cancel(template.Build{ID: id})
+	}
+	return l.Store.AttemptBuild(ctx, id)
+}
+
+func (l *late) FinishBuild(ctx context.Context, b template.Build, actor string) error {
+	if b.Status == template.Ready {
+		l.cancel(b)
+	}
+	return l.Store.FinishBuild(ctx, b, actor)
+}
+
+// A cancel that was acknowledged holds whenever it comes.
+func TestCancelledLate(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]bool{"before it is begun": true, "after all was done": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := begin(t, queue.Config{})
+			f.stop()
+			b := f.start(who, "mine", queue.Recipe{Image: "debian"})
+			f.records = &late{Store: f.store, begun: before, cancel: func(b template.Build) {
+				if err := f.store.CancelBuild(t.Context(), who.Team, b, "k"); err != nil {
+					t.Errorf("CancelBuild() = %v", err)
+				}
+			}}
+			f.restart(queue.Config{})
+			if !before {
+				<-f.exec.began
+				f.exec.end <- nil
+			}
+			got := f.ended(b.ID)
+			if got.Status != template.Failed || !strings.HasPrefix(got.Reason, "the build was cancelled") || got.Rootfs.Digest != "" {
+				t.Errorf("build = %+v, want it to have failed as cancelled", got)
+			}
+			if lines := f.log(b.ID); len(lines) == 0 || !strings.Contains(lines[len(lines)-1], "cancelled") {
+				t.Errorf("log = %q", lines)
+			}
+		})
+	}
+}
+
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	f := begin(t, queue.Config{Timeout: time.Second})

@@ -56,7 +56,7 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	}
 	a, err := q.execute(bctx, j, b, w)
 	cause := context.Cause(bctx)
-	decided := errors.Is(cause, errCancelled) || errors.Is(cause, errDeleted)
+	decided := errors.Is(cause, ErrCancelled) || errors.Is(cause, errDeleted) || errors.Is(err, ErrCancelled)
 	if err != nil && cause != nil {
 		log.DebugContext(ctx, "build was ended", slog.Any("error", err))
 		if step, ok := errors.AsType[*template.StepError](err); ok {
@@ -79,18 +79,14 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	if err == nil {
 		err = q.sync(after, a)
 	}
-	b.FinishedAt = now()
-	if err == nil {
-		b.Status = template.Ready
-		b.Rootfs, b.User, b.Workdir, b.Env, b.Artifact = a.Rootfs, a.User, a.Workdir, a.Env, a.Memory
-	} else {
-		b.Status = template.Failed
-		b.Step, b.Reason = blame(err), w.redact(reason(err, string(j.Build)))
-		w.line(template.Error, b.Step, b.Reason)
+	ended, ferr := q.end(ctx, b, a, err, w)
+	if errors.Is(ferr, ErrCancelled) {
+		err = ErrCancelled
+		if w, ferr = newJournal(ctx, q.deps.Store, j.Build, log); ferr == nil {
+			ended, ferr = q.end(ctx, b, a, err, w)
+		}
 	}
-	// Whoever sees the end must find every line.
-	w.close()
-	ferr := insist(ctx, func(ctx context.Context) error { return q.deps.Store.FinishBuild(ctx, b, "system") })
+	b = ended
 	switch {
 	case errdefs.IsNotFound(ferr):
 		log.InfoContext(ctx, "template was deleted while it was built")
@@ -101,6 +97,22 @@ func (q *Queue) run(ctx context.Context, j *job) {
 	default:
 		log.InfoContext(ctx, "build finished", slog.Duration("took", time.Since(began)), slog.String("rootfs", b.Rootfs.Digest))
 	}
+}
+
+// end records the end of a build, and closes its log: whoever sees the end must
+// find every line. ErrCancelled when it was cancelled after all was done.
+func (q *Queue) end(ctx context.Context, b template.Build, a template.Artifacts, err error, w *journal) (template.Build, error) {
+	b.FinishedAt = now()
+	if err == nil {
+		b.Status = template.Ready
+		b.Rootfs, b.User, b.Workdir, b.Env, b.Artifact = a.Rootfs, a.User, a.Workdir, a.Env, a.Memory
+	} else {
+		b.Status = template.Failed
+		b.Step, b.Reason = blame(err), w.redact(reason(err, string(b.ID)))
+		w.line(template.Error, b.Step, b.Reason)
+	}
+	w.close()
+	return b, insist(ctx, func(ctx context.Context) error { return q.deps.Store.FinishBuild(ctx, b, "system") })
 }
 
 const (
@@ -120,7 +132,7 @@ func insist(ctx context.Context, fn func(context.Context) error) error {
 		fctx, done := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
 		err := fn(fctx)
 		done()
-		if err == nil || errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || time.Now().After(give) {
+		if err == nil || errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || errors.Is(err, ErrCancelled) || time.Now().After(give) {
 			return err
 		}
 		select {
@@ -152,7 +164,9 @@ func (q *Queue) execute(ctx context.Context, j *job, b template.Build, w *journa
 	if w.seq > 0 {
 		w.line(template.Warn, "", "the server was restarted; the build begins again")
 	}
-	if err := q.deps.Store.AttemptBuild(ctx, j.Build); err != nil {
+	if err := q.deps.Store.AttemptBuild(ctx, j.Build); errors.Is(err, ErrCancelled) {
+		return a, ErrCancelled // without the store's words, as when it is cancelled here
+	} else if err != nil {
 		return a, err
 	}
 	j.counted = true

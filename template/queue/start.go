@@ -26,24 +26,9 @@ type Request struct {
 	CPUs        *int32
 	MemoryMiB   *int64
 	FreeDiskMiB *int64
-}
-
-// How the sources of builds begin that had a recipe.
-const (
-	imageSource    = "image "
-	templateSource = "template "
-	importSource   = "archive "
-)
-
-// FromRecipe says whether a build was begun with Start or Import, by its team or
-// for it.
-func FromRecipe(b template.Build) bool {
-	for _, prefix := range []string{imageSource, templateSource, importSource} {
-		if strings.HasPrefix(b.Source, prefix) {
-			return true
-		}
-	}
-	return false
+	// Renews is the build whose memory this one only saves anew, with its files: it
+	// gets those tags which that still has in the end. Nil for one that somebody wants.
+	Renews *template.Build
 }
 
 const (
@@ -67,6 +52,9 @@ func (q *Queue) Register(ctx context.Context, who identity.Principal, r Request)
 	b := template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: template.NewID(), Status: template.Waiting,
 		Resources: res, Tags: tags, CreatedAt: now(),
+	}
+	if r.Renews != nil {
+		b.Source = template.RenewalSource(*r.Renews)
 	}
 	t, err := q.deps.Store.RegisterBuild(ctx, who.Team, ref.Name, b, maxWaiting, who.KeyID)
 	if err != nil {
@@ -191,7 +179,8 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 	}
 	k := kept{Image: r.Image, Steps: r.Steps, Force: r.Force}
 	var base *template.Build
-	b.Source = imageSource + r.Image
+	source := b.Source
+	b.Source = template.FromImage + r.Image
 	if r.Registry != nil {
 		k.Username, k.Password = r.Registry.Username, r.Registry.Password.Reveal()
 	}
@@ -203,7 +192,10 @@ func (q *Queue) Start(ctx context.Context, who identity.Principal, ref string, i
 		if found.FromSandbox() {
 			return apierr.Field("fromTemplate", "%q is a snapshot, whose files are not all in an image: build on a template", r.Template)
 		}
-		base, k.Base, b.Source = &found, found.ID, templateSource+r.Template
+		base, k.Base, b.Source = &found, found.ID, template.FromTemplate+r.Template
+	}
+	if source != "" { // a renewal's, from its registration
+		b.Source = source
 	}
 	k.Start, k.Ready = commands(r, base)
 	b.Start, b.Ready = k.Start, k.Ready

@@ -83,7 +83,7 @@ func (t *Transfers) Export(ctx context.Context, who identity.Principal, ref stri
 		Image: img, User: b.User, Workdir: b.Workdir, Env: b.Env,
 		About: archive.About{
 			Name: e.Name, Tag: e.Tag, Resources: archive.ResourcesOf(b.Resources), Start: b.Start, Ready: b.Ready,
-			Source: b.Source, Rootfs: b.Rootfs.Digest, CreatedAt: b.CreatedAt,
+			Source: b.Origin(), Rootfs: b.Rootfs.Digest, CreatedAt: b.CreatedAt,
 		},
 	}
 	if m, merr := template.LoadManifest(t.d.Images, b.Rootfs.Digest); merr == nil {

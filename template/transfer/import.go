@@ -27,6 +27,13 @@ import (
 // maxNotes bounds what an import tells beside its result.
 const maxNotes = 100
 
+// diskReserve is what an import leaves free on the disk for all else.
+const diskReserve = 256 << 20
+
+// unpackLimit bounds the making of a root filesystem, of files that may be packed as
+// tightly as they can.
+const unpackLimit = 30 * time.Minute
+
 // cleanLimit bounds the removal of what a failed import made.
 const cleanLimit = 30 * time.Second
 
@@ -66,16 +73,20 @@ func (t *Transfers) Import(ctx context.Context, who identity.Principal, r Import
 		e.Limit = "images.max_mib"
 		return Imported{}, e
 	}
-	leave, err := t.enter(who.Team)
-	if err != nil {
+	if err := t.full(who.Team); err != nil {
 		return Imported{}, err
 	}
-	defer leave()
+	// A client that sends slowly has no place: its bytes cost none of what they bound.
 	file, err := t.d.Spool.Spool(ctx, who.Team, r.Body, r.Size)
 	if err != nil {
 		return Imported{}, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
+	leave, err := t.await(ctx, who.Team)
+	if err != nil {
+		return Imported{}, err
+	}
+	defer leave()
 	a, err := archive.Open(ctx, file, file.Size)
 	if err != nil {
 		return Imported{}, err
@@ -94,13 +105,16 @@ func (t *Transfers) Import(ctx context.Context, who identity.Principal, r Import
 	if err != nil {
 		return Imported{}, err
 	}
+	work, done := context.WithTimeoutCause(ctx, unpackLimit,
+		fmt.Errorf("the archive takes longer than %s to unpack: %w", unpackLimit, errdefs.ErrResourceExhausted))
+	defer done()
 	var u oci.Unpacked
 	if m == nil {
-		u, err = t.d.Unpacker.Unpack(ctx, a, note)
+		u, err = t.d.Unpacker.Unpack(work, a, note)
 	} else {
-		u, err = t.restore(ctx, a, m, &i)
+		u, err = t.restore(work, a, m, &i)
 		defer func() {
-			if err != nil && i.Artifact != nil {
+			if err != nil && i.Artifact != nil && !errors.Is(err, queue.ErrUnsettled) {
 				clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanLimit)
 				defer cancel()
 				err = errors.Join(err, t.d.Vault.Delete(clean, i.Artifact.ID))
@@ -156,14 +170,18 @@ func (t *Transfers) restore(ctx context.Context, a *archive.Archive, m *archive.
 	if err != nil {
 		return u, err
 	}
-	if u.Rootfs, err = t.rootfs(ctx, a, m); err != nil {
-		return u, err
-	}
 	artifact := m.Artifact
 	artifact.ID = snapshot.ID(strings.ToLower(rand.Text()))
 	i.Artifact = &artifact
 	dir, err := t.d.Vault.Dir(ctx, artifact.ID)
 	if err != nil {
+		return u, err
+	}
+	need := m.Bytes() + diskReserve
+	if err := cmp.Or(t.d.Images.CheckSpace(need), image.CheckSpace(dir, need)); err != nil {
+		return u, err
+	}
+	if u.Rootfs, err = t.rootfs(ctx, a, m); err != nil {
 		return u, err
 	}
 	for _, f := range m.Files {

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -34,6 +35,8 @@ const (
 	// a core.
 	perTeam = 2
 	total   = 4
+	// placeWait is how long an archive that was received waits for a place.
+	placeWait = 10 * time.Minute
 )
 
 // Catalog finds templates; implemented by template.Catalog.
@@ -87,8 +90,10 @@ type Deps struct {
 type Transfers struct {
 	d Deps
 
-	mu   sync.Mutex // guards busy
+	mu   sync.Mutex // guards busy and left
 	busy map[identity.TeamID]int
+	// left is closed, and another takes its place, when a place is given back.
+	left chan struct{}
 }
 
 // New returns Transfers; errdefs.ErrInvalidArgument when something is missing.
@@ -97,27 +102,66 @@ func New(d Deps) (*Transfers, error) {
 		d.Audit == nil || d.Fits == nil || d.Log == nil {
 		return nil, fmt.Errorf("transfers need their stores, a queue and a log: %w", errdefs.ErrInvalidArgument)
 	}
-	return &Transfers{d: d, busy: map[identity.TeamID]int{}}, nil
+	return &Transfers{d: d, busy: map[identity.TeamID]int{}, left: make(chan struct{})}, nil
+}
+
+// room says whether there is a place for a team's; mu is held.
+func (t *Transfers) room(team identity.TeamID) error {
+	all := 0
+	for _, n := range t.busy {
+		all += n
+	}
+	if t.busy[team] >= perTeam || all >= total {
+		return apierr.New(errdefs.ErrResourceExhausted,
+			"templates are being exported and imported already: %d at a time for a team, %d for all; try again when they have ended", perTeam, total)
+	}
+	return nil
+}
+
+// full says early that there is no place: before much is sent that would wait for one.
+func (t *Transfers) full(team identity.TeamID) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.room(team)
 }
 
 // enter takes one of the places; leave gives it back.
 func (t *Transfers) enter(team identity.TeamID) (leave func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := 0
-	for _, n := range t.busy {
-		all += n
-	}
-	if t.busy[team] >= perTeam || all >= total {
-		return nil, apierr.New(errdefs.ErrResourceExhausted,
-			"templates are being exported and imported already: %d at a time for a team, %d for all; try again when they have ended", perTeam, total)
+	if err := t.room(team); err != nil {
+		return nil, err
 	}
 	t.busy[team]++
-	return sync.OnceFunc(func() {
+	return sync.OnceFunc(func() { t.leave(team) }), nil
+}
+
+func (t *Transfers) leave(team identity.TeamID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.busy[team]--; t.busy[team] == 0 {
+		delete(t.busy, team)
+	}
+	close(t.left)
+	t.left = make(chan struct{})
+}
+
+// await is enter for what has been received already: it waits for a place, for a while.
+func (t *Transfers) await(ctx context.Context, team identity.TeamID) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, placeWait)
+	defer cancel()
+	for {
 		t.mu.Lock()
-		defer t.mu.Unlock()
-		if t.busy[team]--; t.busy[team] == 0 {
-			delete(t.busy, team)
+		left := t.left // before the places are looked at
+		t.mu.Unlock()
+		leave, err := t.enter(team)
+		if err == nil {
+			return leave, nil
 		}
-	}), nil
+		select {
+		case <-left:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -366,6 +368,38 @@ func TestTransfersAreBounded(t *testing.T) {
 		}
 	}
 	f.export(who, "mine", false)
+}
+
+// A client that sends slowly keeps nobody from importing; what it sent waits for a place.
+func TestSlowClientsHaveNoPlace(t *testing.T) {
+	t.Parallel()
+	f := begin(t, identity.NewSeed())
+	f.template("mine", false)
+	raw := f.export(who, "mine", false)
+	const slow = 3 // more than a team has places
+	ends := make(chan error, slow)
+	began, release := make(chan struct{}), make(chan struct{})
+	for i := range slow {
+		once := sync.OnceFunc(func() { began <- struct{}{}; <-release })
+		body := bytes.NewReader(raw)
+		go func() {
+			_, err := f.Import(t.Context(), who, transfer.Import{
+				Name: "slow" + strconv.Itoa(i), Size: int64(len(raw)),
+				Body: readerFunc(func(p []byte) (int, error) { once(); return body.Read(p) }),
+			})
+			ends <- err
+		}()
+		<-began
+	}
+	if _, err := f.take(who, "quick", raw); err != nil {
+		t.Errorf("Import() beside slow ones = %v", err)
+	}
+	close(release)
+	for range slow {
+		if err := <-ends; err != nil {
+			t.Errorf("Import() of a slow one = %v", err)
+		}
+	}
 }
 
 type readerFunc func([]byte) (int, error)

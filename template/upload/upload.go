@@ -101,7 +101,7 @@ func (f *Files) Has(team identity.TeamID, hash string) (bool, error) {
 
 // Put keeps size bytes of r as the files of a hash, all of them or nothing; what
 // was there is replaced. Fewer bytes, or more, are errdefs.ErrInvalidArgument;
-// no space is ErrResourceExhausted.
+// no space is ErrResourceExhausted, more than all of it apierr.ErrTooLarge.
 func (f *Files) Put(ctx context.Context, team identity.TeamID, hash string, r io.Reader, size int64) (err error) {
 	name, err := path(team, hash)
 	if err != nil {
@@ -235,7 +235,13 @@ type bound struct {
 }
 
 // makeRoom removes files, the oldest first, until size bytes fit a limit; mu is held.
+// apierr.ErrTooLarge when they never do.
 func (f *Files) makeRoom(all []kept, b *bound, size int64) error {
+	if size > b.most { // no file need go for that, and waiting does not help
+		e := apierr.New(apierr.ErrTooLarge, "an upload of %d bytes is above the limit of %d", size, b.most)
+		e.Limit = b.name
+		return e
+	}
 	var used int64
 	for team, n := range f.reserved {
 		if b.team == "" || team == b.team {

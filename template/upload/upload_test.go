@@ -96,7 +96,7 @@ func TestPutRefuses(t *testing.T) {
 		"hash":      {"t1", "../" + one[3:], "abc", 3, errdefs.IsInvalidArgument},
 		"team":      {"../t1", one, "abc", 3, errdefs.IsInvalidArgument},
 		"no length": {"t1", one, "abc", -1, errdefs.IsInvalidArgument},
-		"no room":   {"t1", one, "01234567890", 11, errdefs.IsResourceExhausted},
+		"too large": {"t1", one, "01234567890", 11, func(err error) bool { return errors.Is(err, apierr.ErrTooLarge) }},
 	} {
 		if err := f.Put(t.Context(), "t1", two, strings.NewReader(""), 0); err != nil {
 			t.Fatal(err)
@@ -202,6 +202,10 @@ func TestShareOfATeam(t *testing.T) {
 	if err := put("t3", one, 40); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("Put() above all space = %v", err)
 	}
+	// More than there is ever room for is not to be tried again.
+	if err := put("t4", one, 41); !errors.Is(err, apierr.ErrTooLarge) {
+		t.Errorf("Put() of more than the share = %v", err)
+	}
 	// A team's own old files make room for its new ones, and no others do.
 	old := time.Now().Add(-7 * time.Hour)
 	for _, team := range []string{"t1", "t2"} {
@@ -263,7 +267,7 @@ func TestSpool(t *testing.T) {
 		"short":   {"t1", "abc", 4, errdefs.IsInvalidArgument},
 		"long":    {"t1", "abc", 2, errdefs.IsInvalidArgument},
 		"unknown": {"t1", "abc", -1, errdefs.IsInvalidArgument},
-		"large":   {"t1", "", 11, errdefs.IsResourceExhausted},
+		"large":   {"t1", "", 11, func(err error) bool { return errors.Is(err, apierr.ErrTooLarge) }},
 		"team":    {"../t1", "abc", 3, errdefs.IsInvalidArgument},
 	} {
 		if s, err := f.Spool(t.Context(), c.team, strings.NewReader(c.body), c.size); !c.is(err) {
