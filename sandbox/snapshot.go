@@ -234,21 +234,27 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 		return m.cfg.resources(want, build.Resources)
 	}
 	fixed := build.Resources
+	// The server's maxima may have become lower, and zero means no limit only
+	// where the server has none.
+	settled, err := m.cfg.resources(fixed, fixed)
 	for _, f := range []struct {
-		name       string
-		want, have int64
+		name                string
+		want, have, settled int64
 	}{
-		{"memoryMiB", want.MemoryMiB, fixed.MemoryMiB},
-		{"cpus", int64(want.CPUs), int64(fixed.CPUs)},
-		{"diskMiB", want.DiskMiB, fixed.DiskMiB},
-		{"processes", want.Processes, fixed.Processes},
+		{"memoryMiB", want.MemoryMiB, fixed.MemoryMiB, settled.MemoryMiB},
+		{"cpus", int64(want.CPUs), int64(fixed.CPUs), int64(settled.CPUs)},
+		{"diskMiB", want.DiskMiB, fixed.DiskMiB, settled.DiskMiB},
+		{"processes", want.Processes, fixed.Processes, settled.Processes},
 	} {
+		if f.have != f.settled {
+			return fixed, fmt.Errorf("the record of build %s lacks resources.%s, which its memory was saved with: build or save it again: %w",
+				build.ID, f.name, errdefs.ErrFailedPrecondition)
+		}
 		if f.want != 0 && f.want != f.have {
 			return fixed, apierr.Field("resources."+f.name,
 				"a sandbox that starts from saved memory, of a snapshot or of a template with a start command, keeps the resources that it was saved with, %d; leave the member out", f.have)
 		}
 	}
-	_, err := m.cfg.resources(fixed, fixed) // the server's maxima may have become lower
 	return fixed, err
 }
 
