@@ -156,6 +156,7 @@ func (m *Manager) recordSnapshot(ctx context.Context, who identity.Principal, sn
 		m.deleteArtifact(ctx, c.artifact.ID)
 		return snap, err
 	}
+	g.PrivatePorts = c.sb.Network.PrivatePorts
 	snap.Build = template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: snap.Template, Status: template.Ready,
 		Source: "snapshot of " + string(c.sb.ID), Rootfs: build.Rootfs, Resources: c.sb.Resources,
@@ -259,24 +260,23 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 }
 
 // opened returns a snapshot's build with what its source's agent was told, so
-// that it can be used like any other. One that a template was built with is so
-// already.
-func (m *Manager) opened(build template.Build) (template.Build, error) {
-	if build.Artifact == nil {
-		return build, nil
-	}
-	if err := m.canCopy(); err != nil {
-		return build, err
+// that it can be used like any other, and the private ports of its sandboxes. One
+// that a template was built with is so already.
+func (m *Manager) opened(t template.Template, build template.Build) (template.Build, []uint16, error) {
+	if build.Artifact != nil {
+		if err := m.canCopy(); err != nil {
+			return build, nil, err
+		}
 	}
 	if !build.FromSandbox() {
-		return build, nil // what it was built with is no secret
+		return build, template.PrivatePorts(t, build), nil // what it was built with is no secret
 	}
 	g, err := m.unsealFor(string(build.ID), build.Sealed)
 	if err != nil {
-		return build, fmt.Errorf("snapshot: %w", err)
+		return build, nil, fmt.Errorf("snapshot: %w", err)
 	}
 	build.Env, build.User, build.Workdir = g.Env, g.User, g.Workdir
-	return build, nil
+	return build, g.PrivatePorts, nil
 }
 
 // descend makes a creation one from saved state, if its build has some: that of a

@@ -26,6 +26,9 @@ type Stock struct {
 	Start, Ready string
 	// Resources are the defaults of its sandboxes; zero fields are the server's.
 	Resources provider.Resources
+	// PrivatePorts are those that from outside want the sandbox's traffic token,
+	// whatever its network says: what its start command serves has the sandbox.
+	PrivatePorts []uint16
 	// Env is added to the environment of its sandboxes.
 	Env map[string]string
 
@@ -46,6 +49,19 @@ func StockTemplate(name string) (Stock, error) {
 		}
 	}
 	return Stock{}, fmt.Errorf("there is no stock template %q: %w", name, errdefs.ErrNotFound)
+}
+
+// PrivatePorts are those of the stock template that a build is of, or whose start
+// command it has: a build on a stock template begins with the same servers.
+func PrivatePorts(t Template, b Build) (ports []uint16) {
+	for _, s := range StockTemplates() {
+		named := t.Team == identity.DefaultTeam && t.Kind != KindSnapshot && slices.Contains(t.Names, s.Name)
+		if named || s.Start != "" && b.Start == s.Start {
+			ports = append(ports, s.PrivatePorts...)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
 }
 
 // EnsureStock is EnsureBase for any stock template. A template that the team has
