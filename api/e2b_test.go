@@ -12,6 +12,7 @@ import (
 
 	"github.com/caisson-dev/caisson/egress"
 	"github.com/caisson-dev/caisson/identity"
+	"github.com/caisson-dev/caisson/template"
 )
 
 type detail struct {
@@ -306,6 +307,23 @@ func TestAnotherTeamSeesNothing(t *testing.T) {
 	}
 	if d := s.detail(t, c); d.State != "running" {
 		t.Errorf("after the other team's calls: %+v", d)
+	}
+}
+
+// A sandbox whose template has private ports comes with the token for them.
+func TestPrivatePorts(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings{})
+	s.addBuild(t, template.Template{ID: "browser0000000000000", Team: identity.DefaultTeam, Public: true, Names: []string{template.BrowserName}},
+		"00000000-0000-4000-8000-00000000b0b0")
+	c := s.create(t, map[string]any{"templateID": template.BrowserName})
+	if c.TrafficAccessToken == nil || len(*c.TrafficAccessToken) != 64 {
+		t.Errorf("traffic token of the create = %v", c.TrafficAccessToken)
+	}
+	s.call(t, "POST", c.path("/connect"), map[string]any{"timeout": 60}).wants(t, "connect", 200, `"trafficAccessToken":"`)
+	s.call(t, "GET", "/native/v1"+c.path(""), nil).wants(t, "native", 200, `"trafficToken":"`)
+	if d := s.detail(t, c); !d.Network.AllowPublicTraffic {
+		t.Errorf("its other ports are private: %+v", d.Network)
 	}
 }
 

@@ -69,15 +69,26 @@ type stockResult struct {
 	Error       string `json:"error,omitempty"`
 }
 
+// ofRecipes are flags that mean nothing where there is no recipe.
+func ofRecipes() []string {
+	return []string{"tag", "context", "build-arg", "start", "ready", "registry-user", "registry-password-file"}
+}
+
+// leftOut refuses flags that would have no effect, for a reason.
+func leftOut(cmd *cobra.Command, reason string, names ...string) error {
+	for _, name := range names {
+		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
+			return usage(fmt.Errorf("%s: leave out --%s", reason, name))
+		}
+	}
+	return nil
+}
+
 // checkStock refuses what stock templates do not have.
 func (s *session) checkStock(cmd *cobra.Command, b *buildFlags) error {
-	for _, name := range []string{
-		"tag", "file", "context", "from-image", "from-template", "from-tar", "build-arg", "start", "ready",
-		"memory", "disk", "cpus", "registry-user", "registry-password-file",
-	} {
-		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
-			return usage(fmt.Errorf("--stock builds stock templates as they are: leave out --%s", name))
-		}
+	names := append(ofRecipes(), "file", "from-image", "from-template", "from-tar", "memory", "disk", "cpus")
+	if err := leftOut(cmd, "--stock builds stock templates as they are", names...); err != nil {
+		return err
 	}
 	if b.name != "" && !s.isStock(b.name) {
 		return usage(fmt.Errorf("there is no stock template %s; there are:%s", quoted(b.name), s.stockList()))

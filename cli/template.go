@@ -84,6 +84,11 @@ docker export box | caisson template build mine --from-tar -`,
 		if b.overAPI(s.isStock) {
 			return s.buildOverAPI(cmd.Context(), b)
 		}
+		if b.fromTar == "" && s.isStock(b.name) {
+			if err := leftOut(cmd, quoted(b.name)+" is a stock template, which is built without a recipe", ofRecipes()...); err != nil {
+				return err
+			}
+		}
 		return s.buildHere(cmd.Context(), flags(), b)
 	}
 	return cmd

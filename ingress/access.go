@@ -3,6 +3,7 @@ package ingress
 import (
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/caisson-dev/caisson/sandbox"
@@ -20,7 +21,7 @@ func authorise(live *sandbox.Live, to target, r *http.Request) (answer, bool) {
 			message: "the access token is missing or wrong: send the sandbox's envdAccessToken in the header X-Access-Token",
 		}, false
 	}
-	if !live.PrivateTraffic {
+	if !live.PrivateTraffic && !slices.Contains(live.PrivatePorts, to.port) {
 		return answer{}, true
 	}
 	token := r.Header.Values(headerTraffic)

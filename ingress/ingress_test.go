@@ -114,6 +114,7 @@ type world struct {
 
 type options struct {
 	private bool
+	doors   []uint16 // private ports
 	mask    string
 	lookups *identity.Limiter
 	ports   map[uint16]http.Handler
@@ -163,7 +164,7 @@ func (w *world) add(id sandbox.ID, token string, o options) {
 	w.gone[id] = gone
 	w.live[id] = &sandbox.Live{
 		ID: id, AgentToken: secret.New(token), TrafficToken: secret.New(traffic),
-		PrivateTraffic: o.private, MaskRequestHost: o.mask, Gone: gone,
+		PrivateTraffic: o.private, PrivatePorts: o.doors, MaskRequestHost: o.mask, Gone: gone,
 		Route: func(_ context.Context, port uint16) (provider.Route, error) {
 			return provider.Route{Dial: func(ctx context.Context) (net.Conn, error) {
 				w.dials.Add(1)
@@ -455,6 +456,34 @@ func TestTrafficToken(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			resp, body := w.get(t, "/", append(byHeader("3000"), tc.token...)...)
+			if resp.StatusCode != tc.status || !strings.Contains(body, tc.want) {
+				t.Errorf("= %d %s, want %d with %s", resp.StatusCode, body, tc.status, tc.want)
+			}
+		})
+	}
+}
+
+// A template's private port wants the token though traffic is public, in every
+// form of address, and the others do not.
+func TestPrivatePorts(t *testing.T) {
+	t.Parallel()
+	w := start(t, options{doors: []uint16{9222}, ports: map[uint16]http.Handler{3000: says("app"), 9222: says("browser")}})
+	for _, tc := range []struct {
+		name   string
+		pairs  []string
+		status int
+		want   string
+	}{
+		{"missing", byHeader("9222"), 403, "is missing"},
+		{"missing, by name", []string{"Host", "9222-" + boxID + ".box.example"}, 403, "is missing"},
+		{"missing, for a program of this machine", []string{"Host", "9222-" + boxID + ".localhost"}, 403, "is missing"},
+		{"wrong", append(byHeader("9222"), "E2B-Traffic-Access-Token", agentToken), 403, "is invalid"},
+		{"right", append(byHeader("9222"), "E2B-Traffic-Access-Token", traffic), 200, "browser"},
+		{"another port", byHeader("3000"), 200, "app"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			resp, body := w.get(t, "/json/version", tc.pairs...)
 			if resp.StatusCode != tc.status || !strings.Contains(body, tc.want) {
 				t.Errorf("= %d %s, want %d with %s", resp.StatusCode, body, tc.status, tc.want)
 			}

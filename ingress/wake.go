@@ -90,5 +90,5 @@ func mayWake(d sandbox.Dormant, to target, r *http.Request) (answer, bool) {
 			message: "The sandbox is paused and resumes only for requests with its envdAccessToken in the header X-Access-Token",
 		}, false
 	}
-	return authorise(&sandbox.Live{TrafficToken: d.TrafficToken, PrivateTraffic: d.PrivateTraffic}, to, r)
+	return authorise(&sandbox.Live{TrafficToken: d.TrafficToken, PrivateTraffic: d.PrivateTraffic, PrivatePorts: d.PrivatePorts}, to, r)
 }

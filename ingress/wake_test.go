@@ -24,7 +24,7 @@ func asleep(t *testing.T, o options, wake func() error) (w *world, wakes *atomic
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.dormant = map[sandbox.ID]sandbox.Dormant{boxID: {
-		AgentToken: secret.New(agentToken), TrafficToken: secret.New(traffic), PrivateTraffic: o.private,
+		AgentToken: secret.New(agentToken), TrafficToken: secret.New(traffic), PrivateTraffic: o.private, PrivatePorts: o.doors,
 	}}
 	var once sync.Once
 	w.wake = func(context.Context, sandbox.ID) (*sandbox.Live, error) {
@@ -62,10 +62,14 @@ func TestTrafficWakes(t *testing.T) {
 		{"a private port without a token", true, "/", byHeader("3000"), 403, "e2b-traffic-access-token"},
 		{"a private port with a wrong token", true, "/", append(byHeader("3000"), "E2b-Traffic-Access-Token", agentToken), 403, "invalid"},
 		{"a private port with its token", true, "/", append(byHeader("3000"), "E2b-Traffic-Access-Token", traffic), 200, "app"},
+		{"a template's private port without a token", false, "/", byHeader("9222"), 403, "e2b-traffic-access-token"},
+		{"a template's private port with its token", false, "/", append(byHeader("9222"), "E2b-Traffic-Access-Token", traffic), 200, "browser"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			w, wakes := asleep(t, options{private: tc.private, ports: map[uint16]http.Handler{49983: says("agent"), 3000: says("app")}}, nil)
+			w, wakes := asleep(t, options{private: tc.private, doors: []uint16{9222}, ports: map[uint16]http.Handler{
+				49983: says("agent"), 3000: says("app"), 9222: says("browser"),
+			}}, nil)
 			resp, body := w.get(t, tc.path, tc.pairs...)
 			if resp.StatusCode != tc.status || !strings.Contains(body, tc.text) {
 				t.Errorf("answer %d %s, want %d with %q", resp.StatusCode, body, tc.status, tc.text)

@@ -216,9 +216,11 @@ func (m *Manager) plan(ctx context.Context, who identity.Principal, r CreateRequ
 			"template %.200q is being prepared: its start command runs and its memory is saved, which takes some seconds; "+
 				"if it stays so, `caisson template inspect` and the server's log say why", r.Template).WithCode("template_preparing")
 	}
-	if build, err = m.opened(build); err != nil {
+	build, ports, err := m.opened(tmpl, build)
+	if err != nil {
 		return nil, err
 	}
+	r.Network.PrivatePorts = ports
 	res, err := m.resources(r.Resources, build)
 	if err != nil {
 		return nil, err

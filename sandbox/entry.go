@@ -228,6 +228,7 @@ func (m *Manager) present(e *entry, box provider.Box, sb Sandbox) bool {
 		AgentToken:      m.deps.Seed.AgentToken(string(e.id)),
 		TrafficToken:    m.deps.Seed.TrafficToken(string(e.id)),
 		PrivateTraffic:  sb.Network.PrivateTraffic,
+		PrivatePorts:    sb.Network.PrivatePorts,
 		MaskRequestHost: sb.Network.MaskRequestHost,
 		Gone:            e.gone,
 		Route:           box.Route,

@@ -8,11 +8,14 @@ import (
 )
 
 // guest is what the agent is told at every start beside the sandbox's identity:
-// it may hold secrets of the user, so a record has it sealed.
+// it may hold secrets of the user, so a record has it sealed. PrivatePorts is
+// set in snapshots alone, for Network.PrivatePorts of what starts from them.
 type guest struct {
 	Env     map[string]string `json:"env,omitempty"`
 	User    string            `json:"user,omitempty"`
 	Workdir string            `json:"workdir,omitempty"`
+
+	PrivatePorts []uint16 `json:"privatePorts,omitempty"`
 }
 
 const sealGuest = "guest/"

@@ -31,7 +31,7 @@ func (m *Manager) UpdateNetwork(ctx context.Context, who identity.Principal, id 
 	var old Sandbox
 	_, err = m.writeNetwork(ctx, who, id, func(s *Sandbox) {
 		old = *s
-		n.PrivateTraffic, n.MaskRequestHost = s.Network.PrivateTraffic, s.Network.MaskRequestHost
+		n.PrivateTraffic, n.PrivatePorts, n.MaskRequestHost = s.Network.PrivateTraffic, s.Network.PrivatePorts, s.Network.MaskRequestHost
 		s.Network, s.Egress = n, policy
 	})
 	if err != nil {

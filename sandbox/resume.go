@@ -25,6 +25,7 @@ type Dormant struct {
 	AgentToken     secret.Value
 	TrafficToken   secret.Value
 	PrivateTraffic bool
+	PrivatePorts   []uint16
 }
 
 // endingLimit is how long Connect waits for a sandbox to have ended.
@@ -370,6 +371,7 @@ func (m *Manager) noteDormant(sb Sandbox) {
 		AgentToken:     m.deps.Seed.AgentToken(string(sb.ID)),
 		TrafficToken:   m.deps.Seed.TrafficToken(string(sb.ID)),
 		PrivateTraffic: sb.Network.PrivateTraffic,
+		PrivatePorts:   sb.Network.PrivatePorts,
 	}
 }
 

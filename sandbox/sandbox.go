@@ -109,6 +109,9 @@ type Network struct {
 	// PrivateTraffic, when true, requires the traffic token on every port but
 	// the agent's (allowPublicTraffic: false on the wire).
 	PrivateTraffic bool `json:"privateTraffic,omitempty"`
+	// PrivatePorts are ports that require it in any case; the template's, not
+	// the caller's.
+	PrivatePorts []uint16 `json:"privatePorts,omitempty"`
 	// MaskRequestHost replaces the Host header; "${PORT}" is the port.
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 }
@@ -208,11 +211,12 @@ type Expiry interface {
 type Live struct {
 	ID   ID
 	Team identity.TeamID
-	// AgentToken guards port 49983; TrafficToken the other ports when
-	// PrivateTraffic is set.
+	// AgentToken guards port 49983; TrafficToken PrivatePorts, and all other
+	// ports when PrivateTraffic is set.
 	AgentToken      secret.Value
 	TrafficToken    secret.Value
 	PrivateTraffic  bool
+	PrivatePorts    []uint16
 	MaskRequestHost string
 	// Gone is closed the moment the sandbox is marked gone, before its
 	// processes die: streams must then be broken, not ended (decisions.md 29).

@@ -156,6 +156,7 @@ func (m *Manager) recordSnapshot(ctx context.Context, who identity.Principal, sn
 		m.deleteArtifact(ctx, c.artifact.ID)
 		return snap, err
 	}
+	g.PrivatePorts = c.sb.Network.PrivatePorts
 	snap.Build = template.Build{
 		ID: template.BuildID(uuid.NewString()), Template: snap.Template, Status: template.Ready,
 		Source: "snapshot of " + string(c.sb.ID), Rootfs: build.Rootfs, Resources: c.sb.Resources,
@@ -234,43 +235,48 @@ func (m *Manager) resources(want provider.Resources, build template.Build) (prov
 		return m.cfg.resources(want, build.Resources)
 	}
 	fixed := build.Resources
+	// The server's maxima may have become lower, and zero means no limit only
+	// where the server has none.
+	settled, err := m.cfg.resources(fixed, fixed)
 	for _, f := range []struct {
-		name       string
-		want, have int64
+		name                string
+		want, have, settled int64
 	}{
-		{"memoryMiB", want.MemoryMiB, fixed.MemoryMiB},
-		{"cpus", int64(want.CPUs), int64(fixed.CPUs)},
-		{"diskMiB", want.DiskMiB, fixed.DiskMiB},
-		{"processes", want.Processes, fixed.Processes},
+		{"memoryMiB", want.MemoryMiB, fixed.MemoryMiB, settled.MemoryMiB},
+		{"cpus", int64(want.CPUs), int64(fixed.CPUs), int64(settled.CPUs)},
+		{"diskMiB", want.DiskMiB, fixed.DiskMiB, settled.DiskMiB},
+		{"processes", want.Processes, fixed.Processes, settled.Processes},
 	} {
+		if f.have != f.settled {
+			return fixed, fmt.Errorf("the record of build %s lacks resources.%s, which its memory was saved with: build or save it again: %w",
+				build.ID, f.name, errdefs.ErrFailedPrecondition)
+		}
 		if f.want != 0 && f.want != f.have {
 			return fixed, apierr.Field("resources."+f.name,
 				"a sandbox that starts from saved memory, of a snapshot or of a template with a start command, keeps the resources that it was saved with, %d; leave the member out", f.have)
 		}
 	}
-	_, err := m.cfg.resources(fixed, fixed) // the server's maxima may have become lower
 	return fixed, err
 }
 
 // opened returns a snapshot's build with what its source's agent was told, so
-// that it can be used like any other. One that a template was built with is so
-// already.
-func (m *Manager) opened(build template.Build) (template.Build, error) {
-	if build.Artifact == nil {
-		return build, nil
-	}
-	if err := m.canCopy(); err != nil {
-		return build, err
+// that it can be used like any other, and the private ports of its sandboxes. One
+// that a template was built with is so already.
+func (m *Manager) opened(t template.Template, build template.Build) (template.Build, []uint16, error) {
+	if build.Artifact != nil {
+		if err := m.canCopy(); err != nil {
+			return build, nil, err
+		}
 	}
 	if !build.FromSandbox() {
-		return build, nil // what it was built with is no secret
+		return build, template.PrivatePorts(t, build), nil // what it was built with is no secret
 	}
 	g, err := m.unsealFor(string(build.ID), build.Sealed)
 	if err != nil {
-		return build, fmt.Errorf("snapshot: %w", err)
+		return build, nil, fmt.Errorf("snapshot: %w", err)
 	}
 	build.Env, build.User, build.Workdir = g.Env, g.User, g.Workdir
-	return build, nil
+	return build, g.PrivatePorts, nil
 }
 
 // descend makes a creation one from saved state, if its build has some: that of a

@@ -184,6 +184,19 @@ func TestSnapshotResources(t *testing.T) {
 	if sb, err := p.Create(t.Context(), alice, r); err != nil || sb.Resources != src.Resources {
 		t.Errorf("Create() with the same resources = %+v, %v", sb.Resources, err)
 	}
+	// A record that lost one must not mean a sandbox without a limit.
+	tmpl, err := w.db.GetTemplate(t.Context(), alice.Team, string(snap.Template))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := snap.Build
+	lost.Resources.MemoryMiB = 0
+	if err := w.db.PutTemplate(t.Context(), tmpl, lost); err != nil {
+		t.Fatal(err)
+	}
+	if sb, err := p.Create(t.Context(), alice, startFrom(snap.Reference())); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "resources.memoryMiB") {
+		t.Errorf("Create() without a limit of memory = %+v, %v, want a refusal that names it", sb.Resources, err)
+	}
 }
 
 func TestSnapshotFails(t *testing.T) {

@@ -75,11 +75,7 @@ func BuildTemplate(ctx context.Context, cfg config.Config, b cli.TemplateBuild, 
 			ID: string(t.ID), Names: t.Names, Public: t.Public, BuildID: string(build.ID), BuildStatus: string(build.Status), Source: build.Source,
 			RootfsDigest: build.Rootfs.Digest, RootfsBytes: build.Rootfs.SizeBytes, CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt,
 		}
-		if b.FromTar != "" || b.Resources == (client.Resources{}) {
-			return nil
-		}
-		build.Resources = resourcesOf(b.Resources)
-		return h.store.PutTemplate(ctx, t, build)
+		return nil
 	})
 	return out, err
 }
@@ -95,7 +91,9 @@ func buildTemplate(ctx context.Context, h *home, cfg config.Config, b cli.Templa
 		progress("write the image", b.FromTar)
 		return h.catalog.BuildTar(ctx, identity.DefaultTeam, b.Name, f, template.TarOptions{Resources: resourcesOf(b.Resources)})
 	}
-	t, build, err := h.catalog.EnsureStock(ctx, b.Name, baseOptions(cfg, b.Name, b.Force, progress))
+	o := baseOptions(cfg, b.Name, b.Force, progress)
+	o.Resources = resourcesOf(b.Resources)
+	t, build, err := h.catalog.EnsureStock(ctx, b.Name, o)
 	if errdefs.IsNotFound(err) {
 		return t, build, fmt.Errorf("template %q: only %s are built from packages; give --from-tar FILE for another: %w",
 			b.Name, strings.Join(template.StockNames(), ", "), errdefs.ErrInvalidArgument)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/caisson-dev/caisson/erofs"
 	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/provider"
 )
 
 const (
@@ -43,6 +44,9 @@ type BaseOptions struct {
 	// is Debian of the same suite, else Debian's public archive. It is not
 	// recorded in the image.
 	Mirror string
+	// Resources are the defaults of its sandboxes; zero fields are the stock
+	// template's. With any, a build that has others is replaced.
+	Resources provider.Resources
 	// Force builds although an image of the same recipe is there.
 	Force bool
 	// TempDir is where mmdebstrap works; default os.TempDir.

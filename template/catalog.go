@@ -136,7 +136,7 @@ func (c *Catalog) Build(ctx context.Context, id BuildID) (Build, error) {
 
 // Lock returns the template that a reference means, its build, and what was
 // recorded when the build's image was made. Errors are Resolve's, and
-// errdefs.ErrNotFound for an image without a record: one that a recipe made.
+// errdefs.ErrNotFound for an image without a record.
 func (c *Catalog) Lock(ctx context.Context, team identity.TeamID, ref string) (Template, Build, Manifest, error) {
 	t, b, err := c.Resolve(ctx, team, ref)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/caisson-dev/caisson/identity"
 	"github.com/caisson-dev/caisson/image"
+	"github.com/caisson-dev/caisson/provider"
 	"github.com/caisson-dev/caisson/template"
 )
 
@@ -349,6 +350,9 @@ func TestEnsureBaseFromTar(t *testing.T) {
 	if err != nil || gotT.ID != tpl.ID || gotB.ID != b.ID {
 		t.Errorf("EnsureBase = %v, %v, %v", gotT.ID, gotB.ID, err)
 	}
+	if _, _, err := c.EnsureBase(t.Context(), template.BaseOptions{Resources: provider.Resources{CPUs: 4}}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("EnsureBase with other resources = %v, want that it is there", err)
+	}
 }
 
 // TestEnsureStockOwn: what a team has made under a stock template's name is not
@@ -374,6 +378,9 @@ func TestEnsureStockOwn(t *testing.T) {
 	}
 	if _, _, err := c.EnsureStock(t.Context(), template.DevName, template.BaseOptions{Force: true}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("EnsureStock by force = %v, want that it is there", err)
+	}
+	if _, _, err := c.EnsureStock(t.Context(), template.DevName, template.BaseOptions{Resources: provider.Resources{CPUs: 4}}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("EnsureStock with resources = %v, want that it is there", err)
 	}
 	if _, _, _, err := c.Lock(t.Context(), identity.DefaultTeam, template.DevName); !errdefs.IsNotFound(err) {
 		t.Errorf("Lock of a recipe's = %v, want not found", err)

@@ -95,6 +95,13 @@ type Package struct {
 	Arch    string `json:"arch"`
 }
 
+// InstalledPackages are those of a dpkg status file. They are what could be read:
+// a damaged file is the image's own affair.
+func InstalledPackages(status []byte) []Package {
+	packages, _ := parsePackages(status)
+	return packages
+}
+
 // parsePackages reads a dpkg status file and returns the installed packages.
 func parsePackages(status []byte) ([]Package, error) {
 	var all []Package

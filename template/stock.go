@@ -1,6 +1,7 @@
 package template
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -25,6 +26,9 @@ type Stock struct {
 	Start, Ready string
 	// Resources are the defaults of its sandboxes; zero fields are the server's.
 	Resources provider.Resources
+	// PrivatePorts are those that from outside want the sandbox's traffic token,
+	// whatever its network says: what its start command serves has the sandbox.
+	PrivatePorts []uint16
 	// Env is added to the environment of its sandboxes.
 	Env map[string]string
 
@@ -47,9 +51,23 @@ func StockTemplate(name string) (Stock, error) {
 	return Stock{}, fmt.Errorf("there is no stock template %q: %w", name, errdefs.ErrNotFound)
 }
 
+// PrivatePorts are those of the stock template that a build is of, or whose start
+// command it has: a build on a stock template begins with the same servers.
+func PrivatePorts(t Template, b Build) (ports []uint16) {
+	for _, s := range StockTemplates() {
+		named := t.Team == identity.DefaultTeam && t.Kind != KindSnapshot && slices.Contains(t.Names, s.Name)
+		if named || s.Start != "" && b.Start == s.Start {
+			ports = append(ports, s.PrivatePorts...)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
 // EnsureStock is EnsureBase for any stock template. A template that the team has
 // made of a recipe or a snapshot under that name is its own affair: it is returned
-// as it is, and errdefs.ErrAlreadyExists with o.Force.
+// as it is, and errdefs.ErrAlreadyExists with o.Force or o.Resources; so is one of
+// a tar file with other resources than o.Resources.
 func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (Template, Build, error) {
 	s, err := StockTemplate(name)
 	if err != nil {
@@ -72,6 +90,10 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 		return Template{}, Build{}, fmt.Errorf("template %q was not built from packages but by its team: delete it, to have the stock template of that name: %w",
 			name, errdefs.ErrAlreadyExists)
 	case c.own(t, b), !o.Force && c.current(s, b, o):
+		if !has(b.Resources, o.Resources) {
+			return Template{}, Build{}, fmt.Errorf("template %q was not built from packages: its resources are given where it is built: %w",
+				name, errdefs.ErrAlreadyExists)
+		}
 		return t, b, nil
 	}
 	started := time.Now()
@@ -81,7 +103,7 @@ func (c *Catalog) EnsureStock(ctx context.Context, name string, o BaseOptions) (
 	}
 	maps.Copy(built.Env, s.Env)
 	return c.record(ctx, identity.DefaultTeam, name, true, started, Build{
-		Source: built.Manifest.Source, Rootfs: built.Rootfs, Resources: s.Resources,
+		Source: built.Manifest.Source, Rootfs: built.Rootfs, Resources: over(o.Resources, s.Resources),
 		User: built.User, Workdir: built.Workdir, Env: built.Env, Start: s.Start, Ready: s.Ready,
 	})
 }
@@ -116,5 +138,16 @@ func (c *Catalog) current(s Stock, b Build, o BaseOptions) bool {
 			return false
 		}
 	}
-	return m.Recipe == newRecipe(o).key() && b.Start == s.Start && b.Ready == s.Ready
+	return m.Recipe == newRecipe(o).key() && b.Start == s.Start && b.Ready == s.Ready && has(b.Resources, o.Resources)
+}
+
+// has says whether r has all that is asked for.
+func has(r, asked provider.Resources) bool { return over(asked, r) == r }
+
+// over returns r with the fields of rest where it has none.
+func over(r, rest provider.Resources) provider.Resources {
+	return provider.Resources{
+		MemoryMiB: cmp.Or(r.MemoryMiB, rest.MemoryMiB), CPUs: cmp.Or(r.CPUs, rest.CPUs),
+		DiskMiB: cmp.Or(r.DiskMiB, rest.DiskMiB), Processes: cmp.Or(r.Processes, rest.Processes),
+	}
 }

@@ -56,9 +56,11 @@ func StockTemplates() []Stock {
 			Start:     browserStart,
 			Ready:     "curl -fsS --max-time 2 -o /dev/null http://localhost:9222/json/version",
 			Resources: provider.Resources{CPUs: 2, MemoryMiB: 2048},
-			Env:       browserEnv(),
-			hooks:     []string{browserSettings},
-			room:      4 << 30,
+			// DevTools: whoever reaches it has the browser, and every file that it can read.
+			PrivatePorts: []uint16{9222},
+			Env:          browserEnv(),
+			hooks:        []string{browserSettings},
+			room:         4 << 30,
 		},
 	}
 }

@@ -82,8 +82,7 @@ func writeTar(ctx context.Context, out *os.File, r io.Reader, o TarOptions, m *M
 		}
 	}
 	if status, err := w.ReadFile("var/lib/dpkg/status", maxStatus); err == nil {
-		// A damaged status file is the image's own affair.
-		m.Packages, _ = parsePackages(status)
+		m.Packages = InstalledPackages(status)
 	}
 	stats, err := w.Finish()
 	if err != nil {

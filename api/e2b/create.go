@@ -181,7 +181,7 @@ func (s *server) wire(box sandbox.Sandbox) (e2bapi.SandboxJSONResponse, error) {
 		EnvdAccessToken: live.AgentToken.Reveal(),
 		Domain:          &s.PublicDomain,
 	}
-	if live.PrivateTraffic {
+	if live.PrivateTraffic || len(live.PrivatePorts) > 0 {
 		token := live.TrafficToken.Reveal()
 		out.TrafficAccessToken = &token
 	}

@@ -15,7 +15,7 @@ func (s *server) GetTemplateLock(ctx context.Context, r nativeapi.GetTemplateLoc
 	t, b, m, err := s.Templates.Lock(ctx, api.Caller(ctx).Team, r.Id)
 	switch {
 	case errdefs.IsNotFound(err) && t.ID != "":
-		return nil, apierr.New(errdefs.ErrNotFound, "what template %q is made of was not recorded: that is done for stock templates and tar files", api.Clip(r.Id)).WithCause(err)
+		return nil, apierr.New(errdefs.ErrNotFound, "what template %q is made of was not recorded", api.Clip(r.Id)).WithCause(err)
 	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
 		return nil, api.NoTemplate(r.Id).WithCause(err)
 	case err != nil:

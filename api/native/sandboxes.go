@@ -274,9 +274,9 @@ func (s *server) detail(box sandbox.Sandbox) nativeapi.Sandbox {
 	out := s.wire(box)
 	agent, traffic, private := secret.Value{}, secret.Value{}, false
 	if live, ok := s.Sandboxes.Live(box.ID); ok && box.State == sandbox.Running {
-		agent, traffic, private = live.AgentToken, live.TrafficToken, live.PrivateTraffic
+		agent, traffic, private = live.AgentToken, live.TrafficToken, live.PrivateTraffic || len(live.PrivatePorts) > 0
 	} else if d, ok := s.Sandboxes.Dormant(box.ID); ok && box.State == sandbox.Paused {
-		agent, traffic, private = d.AgentToken, d.TrafficToken, d.PrivateTraffic
+		agent, traffic, private = d.AgentToken, d.TrafficToken, d.PrivateTraffic || len(d.PrivatePorts) > 0
 	}
 	out.AgentToken = agent.Reveal()
 	if private {

@@ -1368,7 +1368,7 @@ type ServerInterface interface {
 	// The length is known before. 409 for a snapshot, and for memory of a template without.
 	// (GET /templates/{id}/export)
 	ExportTemplate(w http.ResponseWriter, r *http.Request, id ID, params ExportTemplateParams)
-	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// GetTemplateLock What exactly the current build of a template is made of; packages are those of dpkg. 404 where that was not recorded.
 	// (GET /templates/{id}/lock)
 	GetTemplateLock(w http.ResponseWriter, r *http.Request, id ID)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.
@@ -4400,7 +4400,7 @@ type StrictServerInterface interface {
 	// The length is known before. 409 for a snapshot, and for memory of a template without.
 	// (GET /templates/{id}/export)
 	ExportTemplate(ctx context.Context, request ExportTemplateRequestObject) (ExportTemplateResponseObject, error)
-	// GetTemplateLock What exactly the current build of a template is made of. 404 for one whose packages were not recorded, such as one that was built by a recipe.
+	// GetTemplateLock What exactly the current build of a template is made of; packages are those of dpkg. 404 where that was not recorded.
 	// (GET /templates/{id}/lock)
 	GetTemplateLock(ctx context.Context, request GetTemplateLockRequestObject) (GetTemplateLockResponseObject, error)
 	// GetUsage What the team's sandboxes used in a time, added up from their runs; the last 30 days unless told otherwise.

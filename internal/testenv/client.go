@@ -17,6 +17,8 @@ import (
 type Box struct {
 	ID    string `json:"sandboxID"`
 	Token string `json:"envdAccessToken"`
+	// TrafficToken is empty unless some port of the sandbox wants it.
+	TrafficToken string `json:"trafficAccessToken"`
 }
 
 // StatusError is an answer outside 2xx.

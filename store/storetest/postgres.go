@@ -76,6 +76,10 @@ func StartPostgres() (*Cluster, error) {
 	}
 	c.dir = dir
 	if err := c.start(); err != nil {
+		// One that did not answer in time runs on, in what is removed.
+		if _, serr := os.Stat(filepath.Join(c.data(), "postmaster.pid")); serr == nil {
+			err = errors.Join(err, c.run("pg_ctl", "-D", c.data(), "-w", "-m", "immediate", "stop"))
+		}
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return c, nil

@@ -205,6 +205,26 @@ func TestFromImage(t *testing.T) {
 	}
 }
 
+// TestArchWithAllTools: pacman works in the steps of a build on an image that
+// lacks nothing, too.
+func TestArchWithAllTools(t *testing.T) {
+	w := newWorld(t, builder.Limits{})
+	w.pulling()
+	more := []item{
+		file("etc/os-release", "ID=arch\n"), file("etc/pacman.conf", "[options]\nHoldPkg = pacman\n"),
+		script("usr/bin/pacman", "#!/bin/sh\ngrep -q '^DisableSandbox$' /etc/pacman.conf || { echo Landlock is not supported >&2; exit 1; }\necho installed\n"),
+	}
+	for _, tool := range builder.Tools() {
+		more = append(more, script("bin/"+tool, "#!/bin/sh\nexec /bin/sh \"$@\"\n"))
+	}
+	w.must(template.Plan{Build: "b", Image: template.ImageSource{Ref: push(t, hostLayer(t, more...))}, Steps: []template.Step{
+		step("RUN", "/usr/bin/pacman -S it", "root"),
+	}})
+	if !strings.Contains(w.text(), "installed") || strings.Contains(w.text(), "lacks") {
+		t.Errorf("the log is\n%s", w.text())
+	}
+}
+
 // TestNetwork: steps reach what the builds' own policy names, by name, and
 // nothing else.
 func TestNetwork(t *testing.T) {

@@ -15,6 +15,13 @@ import (
 	"github.com/caisson-dev/caisson/template"
 )
 
+// maxStatus bounds the dpkg status file that is read, in bytes, and maxNotes what is
+// kept of it: the steps of a build may write what they like there.
+const (
+	maxStatus = 16 << 20
+	maxNotes  = 2 << 20
+)
+
 // merge writes the image of base with a layer on it, a tar stream that export
 // writes.
 func merge(ctx context.Context, images *image.Store, base image.Rootfs, export func(io.Writer) error) (image.Rootfs, error) {
@@ -30,6 +37,9 @@ func merge(ctx context.Context, images *image.Store, base image.Rootfs, export f
 		if err := addStream(ctx, w, export); err != nil {
 			return err
 		}
+		if status, err := w.ReadFile("var/lib/dpkg/status", maxStatus); err == nil {
+			m.Packages = template.InstalledPackages(status)
+		}
 		stats, err := w.Finish()
 		m.Files, m.DataBytes, m.Warnings = stats.Files, stats.DataBytes, stats.Warnings
 		return err
@@ -38,6 +48,10 @@ func merge(ctx context.Context, images *image.Store, base image.Rootfs, export f
 		return rootfs, err
 	}
 	notes, err := json.MarshalIndent(m, "", " ")
+	if err == nil && len(notes) > maxNotes {
+		m.Packages = nil
+		notes, err = json.MarshalIndent(m, "", " ")
+	}
 	if err != nil {
 		return rootfs, fmt.Errorf("encode manifest: %w", err)
 	}

@@ -54,20 +54,27 @@ func provision(family string, tools []string) string {
 	case FamilyAlpine:
 		return "apk add --no-cache " + list
 	case FamilyArch:
-		return pacmanSandbox + "pacman -Sy --noconfirm --needed " + list
+		return "pacman -Sy --noconfirm --needed " + list
 	}
 	return ""
 }
 
 // pacmanSandbox turns off the confinement that pacman from version 7 on puts its
 // downloads in, for these tools and for later steps: it is made of Landlock, which
-// gVisor has not, and without which pacman ends. Older ones warn of the line.
+// gVisor has not, and without which pacman ends. Older ones warn of the line. An
+// image that lacks no tool needs it as well.
 const pacmanSandbox = `f=/etc/pacman.conf; if [ -f $f ] && ! grep -q '^DisableSandbox' $f; then sed -i 's/^\[options\]$/&\nDisableSandbox/' $f; fi; `
 
 // prelude are the steps before the plan's own that an image needs.
 func prelude(b Base) []template.Step {
-	line := provision(b.Family, b.Missing)
-	if line == "" || len(b.Missing) == 0 {
+	line := ""
+	if len(b.Missing) > 0 {
+		line = provision(b.Family, b.Missing)
+	}
+	if b.Family == FamilyArch {
+		line = pacmanSandbox + line
+	}
+	if line == "" {
 		return nil
 	}
 	return []template.Step{

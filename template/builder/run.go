@@ -154,7 +154,9 @@ func (r *run) steps(ctx context.Context, base Base) (made, error) {
 	if !errors.Is(err, errProvision) {
 		return out, err
 	}
-	r.lacks(base, err)
+	if len(base.Missing) > 0 {
+		r.lacks(base, err)
+	}
 	return r.chain(ctx, base, nil)
 }
 
