@@ -3,7 +3,6 @@ package template
 import (
 	"context"
 	"os"
-	"slices"
 	"testing"
 	"time"
 
@@ -97,47 +96,5 @@ func TestStockResources(t *testing.T) {
 	}
 	if kept := ensure(provider.Resources{}); kept.ID != second.ID {
 		t.Error("a build was replaced that nobody asked another for")
-	}
-}
-
-// TestStockWaitsForMemory: a template that has memory keeps it until its next
-// build has its own.
-func TestStockWaitsForMemory(t *testing.T) {
-	images, err := image.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := StockTemplate(BrowserName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rootfs, err := images.Put(t.Context(), func(f *os.File) error {
-		_, err := f.WriteString("the files")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", "") // nothing is built
-	recipe := newRecipe(BaseOptions{Packages: s.Packages, hooks: s.hooks, bare: s.bare}.withDefaults()).key()
-	if err := saveManifest(images, rootfs, Manifest{Recipe: recipe, CreatedAt: time.Now()}); err != nil {
-		t.Fatal(err)
-	}
-	store := &oneTemplate{builds: map[BuildID]Build{}}
-	c := NewCatalog(store, images)
-	_, first, err := c.EnsureStock(t.Context(), BrowserName, BaseOptions{})
-	if err != nil || first.Status != Ready || store.t.Current != first.ID {
-		t.Fatalf("the first is %+v (%v), the name means %s", first, err, store.t.Current)
-	}
-	// Without memory there is nothing to keep.
-	_, second, err := c.EnsureStock(t.Context(), BrowserName, BaseOptions{Resources: provider.Resources{CPUs: 3}})
-	if err != nil || second.Status != Ready || store.t.Current != second.ID {
-		t.Fatalf("the second is %+v (%v), the name means %s", second, err, store.t.Current)
-	}
-	second.Artifact = &snapshot.Artifact{ID: "a"}
-	store.builds[second.ID] = second
-	tmpl, third, err := c.EnsureStock(t.Context(), BrowserName, BaseOptions{Resources: provider.Resources{CPUs: 4}})
-	if err != nil || third.Status != Waiting || !slices.Equal(third.Tags, []string{DefaultTag}) || !third.FinishedAt.IsZero() || tmpl.Current != second.ID || store.t.Current != second.ID {
-		t.Errorf("the third is %+v (%v), the name means %s", third, err, store.t.Current)
 	}
 }
